@@ -10,6 +10,7 @@
 
 pub mod chord;
 pub mod config;
+mod confined;
 pub mod error;
 pub mod heartbeat;
 pub mod lagging;

@@ -5,6 +5,7 @@
 //! its own: it is all in the parts that [`Server`] holds.
 
 use crate::chord::driver::Ring;
+use crate::confined;
 use crate::error::NOT_A_MEMBER;
 use crate::heartbeat::drop_blocks;
 use crate::layouts::{Layouts, Refusal};
@@ -133,6 +134,10 @@ impl Service for Server {
         tracing::debug!(?request, "request");
         if !is_bounded(&request, incoming.payload_len()) {
             return incoming.refuse("the request exceeds a limit").await;
+        }
+        if let Err(reason) = confined::check(&self.layouts, &peer.subject, &request).await {
+            self.metrics.unauthorized.add(1);
+            return incoming.refuse(reason).await;
         }
         if peer.subject.role == Role::Client {
             self.activity.note();

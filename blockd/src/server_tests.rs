@@ -21,12 +21,13 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use wire::Error;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId, Point};
+use wire::layout::Layout;
 use wire::layout::ring::Span;
 use wire::limits::{BLOCK_BYTES_MAX, CLIENT_BYTES_MAX, DAEMON_BYTES_MAX};
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::{Endpoint, Peer};
 use wire::sections::SECTION_BYTES;
-use wire::tls::Role;
+use wire::tls::{Role, Squash, Subject};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -140,6 +141,46 @@ async fn blocks_that_wait_for_the_writer_count_in_the_senders_budget_though_they
         assert!(matches!(error, Error::Busy { .. }) && started.elapsed() < LIMIT, "{error}");
     }
     assert!(server.store.contains(&hash));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn confined_clients_get_and_put_blocks_only_where_an_operator_has_allowed_it() {
+    let (peers, disk) = (Peers::start([Manner::Honest]), TestDisk::new());
+    let server = server(&peers, ME, &peers.endpoint, &disk);
+    let _serving = peers.endpoint.serve(server.clone(), &Handle::current());
+    let content = Bytes::from_static(b"content");
+    let (hash, epoch) = (BlockHash::of(&content), peers.layout.epoch);
+    let get = BlockRequest::Get { hash, epoch, offset: 0, len: 7 };
+    let client = bind(&peers.ca, Role::Client, "free");
+    let free = client.peer(peers.endpoint.local_addr(), Role::Blockd);
+    assert!(matches!(put(&free, epoch, &content, (&[], 1)).await, Ok(BlockReply::Stored { .. })));
+    let grants = [(Some("/home".to_owned()), Squash::None), (None, Squash::All { uid: 1, gid: 1 })];
+    let confined = grants.map(|(subtree, squash)| {
+        let mut subject = Subject::new(Role::Client, "confined");
+        (subject.grant.subtree, subject.grant.squash) = (subtree, squash);
+        Endpoint::bind("127.0.0.1:0".parse().unwrap(), &peers.ca.issue(&subject).unwrap()).unwrap()
+    });
+    for may in [false, true] {
+        if may {
+            let layout = Layout { epoch: epoch.next(), confined_blocks: true, ..peers.layout.clone() };
+            server.layouts.learn(layout);
+        }
+        for endpoint in &confined {
+            let peer = endpoint.peer(peers.endpoint.local_addr(), Role::Blockd);
+            let answers = [
+                put(&peer, epoch, &content, (&[], 1)).await,
+                peer.request(&get, &[], LIMIT).await.map(|(reply, _)| reply),
+            ];
+            for answer in answers {
+                match answer {
+                    Err(Error::Refused { .. }) => assert!(!may),
+                    Ok(BlockReply::Stored { .. } | BlockReply::Content { .. }) => assert!(may),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert!(free.request::<_, BlockReply>(&get, &[], LIMIT).await.is_ok());
+    }
 }
 
 /// Both disks stand still until all puts have come, so the order is that of the turns, however fast the machine is.

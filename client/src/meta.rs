@@ -1,5 +1,7 @@
 //! Talking to metad: [`rpc`] finds the leader and asks until it answers, [`session`] numbers requests that must happen
 //! exactly once.
 
+pub mod bounds;
+mod clock;
 pub mod rpc;
 pub mod session;

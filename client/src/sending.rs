@@ -289,7 +289,8 @@ impl Sender {
             return Ok(());
         }
         let (op, has_content, strict) = (step.op.as_ref(), step.content.is_some(), self.writeback.is_strict());
-        match decide(&Refused { op, has_content, error, strict }) {
+        let root = self.session.root();
+        match decide(&Refused { op, has_content, error, strict, root }) {
             Verdict::Wait => return Err(error),
             Verdict::MakeElsewhere { parent, name, ino } => {
                 self.make_elsewhere(&step, (parent, &name), ino);

@@ -10,13 +10,18 @@
 //!   blocks are retained, [`token`] counts the uses of join tokens, [`cert`] remembers what was
 //!   issued and revoked, [`audit`] what has happened to it. [`operator`] makes what operators ask for, unless they were
 //!   revoked meanwhile.
+//! - `judge` decides what a confined client may do: `subtree` knows what it may see, by `backlinks`, and `access` whose
+//!   rights it has. `borders` is what the leader asks about it beforehand.
 //! - [`read`] answers questions, [`check`] looks for contradictions, [`repair`] mends them, [`recovery`] goes on from a
 //!   state of the past. `index` knows which tables follow from others.
 
+mod access;
 mod acl;
 mod attr;
 pub mod audit;
+mod backlinks;
 pub mod blockref;
+pub(crate) mod borders;
 pub mod cert;
 pub mod cert_keys;
 pub mod check;
@@ -26,9 +31,10 @@ pub(crate) mod dentry;
 pub mod extent;
 mod index;
 pub mod inode;
+pub(crate) mod judge;
 pub mod keys;
 mod lifetime;
-mod lock;
+pub(crate) mod lock;
 pub mod numbered;
 pub mod operator;
 pub mod orphan;
@@ -39,6 +45,7 @@ pub mod retention;
 pub mod rules;
 pub mod session;
 pub mod settings;
+pub(crate) mod subtree;
 pub mod token;
 pub mod token_keys;
 pub mod view;
@@ -184,6 +191,8 @@ pub enum CommandReply {
     Renewed(Result<Term, RenewRefusal>),
     /// What has become of a change to what is revoked.
     Revoked(cert::Outcome),
+    /// There is no session: why.
+    Failed(FsError),
 }
 
 /// What operations know besides the state.
@@ -195,25 +204,39 @@ pub(crate) struct Context {
     pub entry: Timestamp,
     /// The session that asks.
     pub session: SessionId,
+    /// The directory that is the root for this session.
+    pub root: Ino,
+    /// Where a conflict copy goes, if the session is one of a confined client.
+    pub copy_to: Option<commit::CopyTo>,
 }
 
 impl Command {
-    /// Returns whether the command takes only a few look-ups, so that it may be applied where nothing may block.
+    /// Returns whether the command takes only a few look-ups, so that it may be applied where nothing may block. The sessions
+    /// that are `confined` count: what they do, and what others remove from their sight or lock, takes walks upwards.
     #[must_use]
-    pub fn is_light(&self) -> bool {
+    pub fn is_light(&self, confined: &BTreeSet<SessionId>) -> bool {
         const LIGHT_OPS: usize = 8;
         const LIGHT_WRITES: usize = 64;
         let is_small = |op: &Op| {
             !matches!(op.plain(), Op::ReleaseOrphans { .. })
                 && writes_of(op).is_some_and(|writes| writes <= LIGHT_WRITES)
         };
+        let walks = |session: &SessionId, batch: &Batch| {
+            let concerns_others =
+                |op: &Op| matches!(op.plain(), Op::Unlink { .. } | Op::Rename { .. } | Op::SetLock { .. });
+            batch.caller.is_some()
+                || !confined.is_empty() && (confined.contains(session) || batch.ops.iter().any(concerns_others))
+        };
         match self {
+            Self::Batches(batches) if batches.iter().any(|(session, batch)| walks(session, batch)) => false,
             Self::Batches(batches) => {
                 let mut ops = batches.iter().flat_map(|(_, batch)| &batch.ops);
                 batches.iter().map(|(_, batch)| batch.ops.len()).sum::<usize>() <= LIGHT_OPS && ops.all(is_small)
             }
-            // It may end another session, with all that this one holds.
-            Self::OpenSession(opening) => opening.resumes.is_none() && opening.token.is_none(),
+            // It may end another session, with all that this one holds, or follow a long path.
+            Self::OpenSession(opening) => {
+                opening.resumes.is_none() && opening.token.is_none() && opening.confined.is_none()
+            }
             _ => false,
         }
     }
@@ -222,7 +245,7 @@ impl Command {
 /// Applies a command.
 pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
     let entry = retention::not_before_pins(view, stamped.now);
-    let context = Context { now: stamped.now, entry, session: SessionId::default() };
+    let context = Context { now: stamped.now, entry, session: SessionId::default(), root: Ino::ROOT, copy_to: None };
     match &stamped.command {
         Command::Init { cluster, replicas, min_sync } => {
             settings::init(view, stamped.now, cluster, *replicas, *min_sync)
@@ -230,10 +253,7 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::Batches(batches) => CommandReply::Batches(
             batches.iter().map(|(session, batch)| session::apply_batch(view, &context, *session, batch)).collect(),
         ),
-        Command::OpenSession(opening) => match lifetime::open(view, &context, opening) {
-            Some(id) => CommandReply::Session(id),
-            None => CommandReply::Stale,
-        },
+        Command::OpenSession(opening) => lifetime::open(view, &context, opening),
         Command::CloseSessions(sessions) => {
             for session in sessions {
                 lifetime::close(view, &context, *session);
@@ -299,8 +319,9 @@ pub(crate) fn writes_of(op: &Op) -> Option<usize> {
 type Committed = BTreeSet<(Ino, Version)>;
 
 /// Applies the operations of a batch, all or none.
-fn apply_ops(view: &mut View, context: &Context, ops: &[Op]) -> BatchReply {
+fn apply_ops(view: &mut View, context: &Context, batch: &Batch, confined: Option<&session::Opening>) -> BatchReply {
     view.savepoint();
+    let ops = &batch.ops;
     let mut replies = Vec::with_capacity(ops.len());
     let mut committed = Committed::new();
     for (index, op) in ops.iter().enumerate() {
@@ -308,7 +329,16 @@ fn apply_ops(view: &mut View, context: &Context, ops: &[Op]) -> BatchReply {
         // size.
         let is_remark = matches!(op, Op::Journaled { .. } | Op::JournaledContent { .. });
         let full = index > 0 && !is_remark && view.is_exhausted();
-        let applied = if full { Err(FsError::ArgumentTooLarge) } else { apply_op(view, context, op, &committed) };
+        let applied = match confined {
+            _ if full => Err(FsError::ArgumentTooLarge),
+            None => apply_op(view, context, op, &committed),
+            Some(opening) => {
+                judge::op(view, (context, opening), batch.caller.as_ref(), op).and_then(|(op, copy_to)| {
+                    let context = Context { root: opening.root(), copy_to, ..*context };
+                    apply_op(view, &context, &op, &committed)
+                })
+            }
+        };
         match applied.and_then(|reply| if view.is_oversized() { Err(FsError::ArgumentTooLarge) } else { Ok(reply) }) {
             Ok(reply) => {
                 if let OpReply::Committed { attr, conflict: None, .. } = &reply {

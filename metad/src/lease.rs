@@ -14,7 +14,9 @@ pub use leadership::Leases;
 
 use crate::Shared;
 use crate::error::ProposeError;
-use crate::fs::{Refused, session};
+use crate::fs::{Refused, borders, session};
+use crate::in_place::in_place;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use table::{Extension, Notice, Table};
 use tokio::time::Instant;
@@ -30,6 +32,8 @@ pub(crate) struct Changing<'a> {
     term: u64,
     session: SessionId,
     inos: Vec<Ino>,
+    /// Confined sessions out of whose subtrees directories may move.
+    crossing: Vec<SessionId>,
 }
 
 impl Changing<'_> {
@@ -41,14 +45,16 @@ impl Changing<'_> {
 
     fn finish(&mut self, made: &[Ino]) -> Option<(bool, Vec<Ino>)> {
         let (inos, session) = (std::mem::take(&mut self.inos), self.session);
+        let crossing = std::mem::take(&mut self.crossing);
         // What a later leadership of this node knows does not concern this change.
         let same = self.shared.consensus.leadership().filter(|term| *term == self.term)?;
-        if inos.is_empty() {
+        if inos.is_empty() && crossing.is_empty() {
             return None;
         }
         let end = |table: &mut Table| {
             let now = Instant::now();
             let leased = table.end(session, &inos, now);
+            table.crossed(&crossing);
             let ours = if leased { &inos } else { made };
             let delegated = if leased || table.grant_made(session, made, now) {
                 table.delegate(session, ours, now)
@@ -93,10 +99,10 @@ impl Shared {
         self.leases.with(self.consensus.leadership(), work)
     }
 
-    /// Lets a session follow this node's events from now on. Its caches are empty.
+    /// Lets a session follow this node's events from now on. Its caches are empty. A confined one has a root.
     pub(crate) fn attach(
         &self,
-        session: SessionId,
+        (session, root): (SessionId, Option<Ino>),
         peer: &PeerIdentity,
         stream: u64,
         dirty: bool,
@@ -104,7 +110,9 @@ impl Shared {
         let mut name = [0; 8];
         name.copy_from_slice(&blake3::hash(peer.subject.name.as_bytes()).as_bytes()[..8]);
         let seq = self.leased(|table| {
-            table.introduce(session, u64::from_le_bytes(name), !peer.subject.grant.read_only);
+            // A confined client is given no delegations, so nobody waits for what it might have to send.
+            let may_delay = !peer.subject.grant.read_only && root.is_none();
+            table.introduce(session, u64::from_le_bytes(name), may_delay, root);
             table.attach(session, stream, dirty, Instant::now())
         });
         let seq = seq.flatten();
@@ -238,8 +246,9 @@ impl Shared {
         session::find_or_ended(&**self.consensus.state(), id).is_some_and(|session| session.has_ended())
     }
 
-    /// Revokes what other sessions may answer from their caches about these inodes, until the change ends. A change may
-    /// be one that `sends` what was done under delegations.
+    /// Revokes what other sessions may answer from their caches about these inodes, until the change ends, and all that the
+    /// confined sessions may out of whose subtrees it may move directories. A change may be one that `sends` what was done
+    /// under delegations.
     ///
     /// # Errors
     /// Returns [`ProposeError::Unknown`] when this node does not lead in this term, before or after the waiting:
@@ -248,16 +257,26 @@ impl Shared {
         &self,
         term: u64,
         id: SessionId,
-        inos: Vec<Ino>,
+        (inos, crossing): (Vec<Ino>, Vec<SessionId>),
         sends: bool,
     ) -> Result<Changing<'_>, ProposeError> {
-        let begun = self.leases.with(Some(term), |table| table.begin(id, &inos, Instant::now()));
-        let (notices, waits) = begun.ok_or(ProposeError::Unknown)?;
-        let changing = Changing { shared: self, term, session: id, inos };
+        let begun = self.leases.with(Some(term), |table| {
+            let known = table.held_by_confined(&inos);
+            let (notices, waits) = table.begin(id, &inos, Instant::now());
+            (known, notices, waits, table.cross(&crossing))
+        });
+        let (known, notices, mut waits, emptying) = begun.ok_or(ProposeError::Unknown)?;
+        let changing = Changing { shared: self, term, session: id, inos, crossing };
         let asks = !notices.is_empty();
         for Notice { session, seq } in notices {
-            self.events.send(session, &MetaEvent::Recall { seq, inos: changing.inos.clone() });
+            // Wherever it lies by now, a confined client knows what it holds, and is told of nothing else.
+            let inos = known.get(&session).unwrap_or(&changing.inos).clone();
+            self.events.send(session, &MetaEvent::Recall { seq, inos });
         }
+        for Notice { session, seq } in &emptying {
+            self.events.send(*session, &MetaEvent::RecallAll { seq: *seq });
+        }
+        waits.extend(emptying);
         if asks {
             // Changes that were waiting may now come before what these sessions send.
             self.leases.changed.notify_waiters();
@@ -271,6 +290,22 @@ impl Shared {
         })
         .await;
         if self.consensus.leadership() == Some(term) { Ok(changing) } else { Err(ProposeError::Unknown) }
+    }
+
+    /// Returns the confined sessions that have attached, with their roots.
+    pub(crate) fn confined(&self) -> Vec<(SessionId, Ino)> {
+        self.leased(|table| table.roots()).unwrap_or_default()
+    }
+
+    /// Returns the confined sessions out of whose subtrees a batch may move directories.
+    fn crossed(&self, ops: &[Op]) -> Vec<SessionId> {
+        let confined = self.confined();
+        if confined.is_empty() {
+            return Vec::new();
+        }
+        let roots: BTreeSet<Ino> = confined.iter().map(|(_, root)| *root).collect();
+        let crossed = in_place(|| borders::crossed(&**self.consensus.state(), ops, &roots));
+        confined.into_iter().filter(|(_, root)| crossed.contains(root)).map(|(session, _)| session).collect()
     }
 
     /// Ends all leases of a session that lives, and grants it none any more. Returns when it answers nothing from its
@@ -351,13 +386,17 @@ pub(crate) async fn submit(
     shared.wait_for_others(Some(id)).await?;
     let sends = batch.ops.iter().any(|op| matches!(op, Op::Deferred { .. }));
     let made: Vec<Ino> = batch.ops.iter().filter_map(Op::made).collect();
-    let changing = shared.begin_change(term, id, inos, sends).await?;
+    let renames: Vec<Op> = batch.ops.iter().filter(|op| matches!(op.plain(), Op::Rename { .. })).cloned().collect();
+    let crossing = if renames.is_empty() { Vec::new() } else { shared.crossed(&renames) };
+    let changing = shared.begin_change(term, id, (inos, crossing), sends).await?;
     let outcome = shared.batcher.submit(id, batch, Some(term)).await?;
     // What is known only now: names that changed between the look-up and the change.
     let Ok(Ok(replies)) = &outcome else { return Ok(unleased(outcome)) };
     let late = touched::after(replies, &changing.inos);
-    if !late.is_empty() {
-        drop(shared.begin_change(term, id, late, sends).await?);
+    let mut crossed = if renames.is_empty() { Vec::new() } else { shared.crossed(&renames) };
+    crossed.retain(|session| !changing.crossing.contains(session));
+    if !late.is_empty() || !crossed.is_empty() {
+        drop(shared.begin_change(term, id, (late, crossed), sends).await?);
         return Ok(unleased(outcome));
     }
     // Read before the change ends: if the session gets the leases, nobody else can have changed them since.

@@ -13,6 +13,7 @@ pub mod consensus;
 pub mod error;
 pub mod files;
 pub mod fs;
+mod in_place;
 pub mod lease;
 mod own_identity;
 pub mod raft;

@@ -25,13 +25,16 @@ pub use wrong_secrets::WrongSecrets;
 
 use crate::Shared;
 use crate::error::ProposeError;
-use crate::fs::{read, settings};
+use crate::fs::session::Opening;
+use crate::fs::subtree::Scope;
+use crate::fs::{borders, judge, read, settings};
+use crate::in_place::in_place;
 use crate::lease::{Asked, Granted};
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::runtime::{Handle, RuntimeFlavor};
 use wire::FsError;
+use wire::caller::Caller;
 use wire::ids::{Ino, MetadId, SessionId};
 use wire::limits::{HEAD_BYTES_MAX, LISTED_CONTENTS_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
 use wire::message::admin::AdminRequest;
@@ -172,10 +175,10 @@ impl Server {
             return self.not_leader(self.shared.consensus.leader().await);
         }
         let answered = match request {
-            MetaRequest::Read { session, read, delegate, sends } => {
+            MetaRequest::Read { session, read, delegate, sends, caller } => {
                 // A client that may only read does nothing under delegations, and has nothing to send.
                 let may_change = !peer.subject.grant.read_only;
-                self.read(peer, session, &read, (delegate && may_change, sends && may_change)).await
+                self.read(peer, session, (&read, caller), (delegate && may_change, sends && may_change)).await
             }
             MetaRequest::Submit { session, batch } => self.submit(peer, session, batch).await,
             MetaRequest::OpenSession { host, purpose, caches, resumes, token } => {
@@ -246,20 +249,22 @@ impl Server {
         &self,
         peer: &PeerIdentity,
         session: SessionId,
-        question: &Read,
+        (question, caller): (&Read, Option<Caller>),
         (delegate, sends): (bool, bool),
     ) -> Result<MetaReply, ProposeError> {
         self.hear(peer, session);
         self.shared.consensus.read_barrier().await?;
-        if !self.owns(peer, session) {
+        let Some(owned) = self.owned(peer, session) else {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
-        }
+        };
+        let confined = Some(owned.opening).filter(|opening| opening.confined.is_some());
+        let asker = Asker { session, confined, caller };
         self.shared.liveness.heard_session(session, peer);
         if matches!(question, Read::StatFs) {
             self.shared.liveness.wait_heard(&settings::layout(&**self.shared.consensus.state())).await;
         }
         if question.ino().is_none() {
-            return Ok(unleased(self.look(session, question)));
+            return Ok(unleased(self.look(&asker, question)));
         }
         let mut question = Cow::Borrowed(question);
         for round in 0..READ_ATTEMPTS {
@@ -272,8 +277,17 @@ impl Server {
                 self.shared.consensus.read_barrier().await?;
             }
             let stamp = self.shared.lease_stamp().ok_or(ProposeError::Unknown)?;
-            let answer = self.look(session, question);
-            let inos = inos_in_answer(question, answer.as_ref().ok());
+            let answer = self.look(&asker, question);
+            let mut inos = inos_in_answer(question, answer.as_ref().ok());
+            if let Some(confined) = &asker.confined {
+                let scope = Scope { root: confined.root(), session };
+                match question.ino().and_then(|ino| self.way_to(scope, ino)) {
+                    // What others have not sent yet may move it out.
+                    Some(above) => inos.extend(above),
+                    // Nobody is disturbed for what lies elsewhere.
+                    None => return Ok(unleased(answer.and(Err(FsError::NotFound)))),
+                }
+            }
             // Absence is an answer too; any other error is nothing to rely on.
             let lease = is_cached_by_clients(question) && matches!(answer, Ok(_) | Err(FsError::NotFound));
             match self.shared.grant(session, &inos, stamp, Asked { lease, delegate, sends }).await {
@@ -283,29 +297,39 @@ impl Server {
             }
         }
         self.shared.consensus.read_barrier().await?;
-        Ok(unleased(self.look(session, &question)))
+        Ok(unleased(self.look(&asker, &question)))
     }
 
-    fn look(&self, session: SessionId, question: &Read) -> Result<ReadReply, FsError> {
+    /// Returns the directories that decide whether an inode lies within a client's subtree; `None` when it does not.
+    fn way_to(&self, scope: Scope, ino: Ino) -> Option<Vec<Ino>> {
+        in_place(|| borders::way_to(&**self.shared.consensus.state(), scope, ino))
+    }
+
+    fn look(&self, asker: &Asker, question: &Read) -> Result<ReadReply, FsError> {
         let state = self.shared.consensus.state();
+        let session = asker.session;
+        if let Some(confined) = asker.confined.as_ref().filter(|_| !matches!(question, Read::StatFs)) {
+            return in_place(|| judge::answer(&**state, (session, confined), asker.caller.as_ref(), question));
+        }
         match question {
-            Read::ReadDir { .. } | Read::ReadTree { .. } => in_place(|| read::read(&**state, session, question)),
             Read::StatFs => {
                 let layout = settings::layout(&**state);
                 Ok(ReadReply::StatFs(self.shared.liveness.statfs(&layout, settings::inode_count(&**state))))
             }
+
+            Read::ReadDir { .. } | Read::ReadTree { .. } => in_place(|| read::read(&**state, session, question)),
             // A few look-ups in memory: passing them to another thread would cost more than they do.
             _ => read::read(&**state, session, question),
         }
     }
 }
 
-/// Does work that takes a while. A runtime of one thread, which only tests have, does nothing else meanwhile.
-fn in_place<T>(work: impl FnOnce() -> T) -> T {
-    match Handle::current().runtime_flavor() {
-        RuntimeFlavor::CurrentThread => work(),
-        _ => tokio::task::block_in_place(work),
-    }
+/// Who asks a question.
+struct Asker {
+    session: SessionId,
+    /// How the session was opened, if it is one of a confined client.
+    confined: Option<Opening>,
+    caller: Option<Caller>,
 }
 
 /// Leaves out what would be read ahead, because others are at work there; if they go on, also what only a leased answer is

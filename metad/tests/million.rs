@@ -80,7 +80,7 @@ impl Session {
         let (mut after, mut count) = (0, 0);
         loop {
             let read = Read::ReadDir { ino: directory, after, limit: PAGE, with: With::Attributes };
-            let request = MetaRequest::Read { session: self.id, read, delegate: false, sends: false };
+            let request = MetaRequest::Read { session: self.id, read, delegate: false, sends: false, caller: None };
             let (entries, end) = match self.request(&request).await {
                 MetaReply::Read { answer: Ok(ReadReply::Page { entries, end, .. }), .. } => (entries, end),
                 other => panic!("{other:?}"),
@@ -102,7 +102,7 @@ impl Session {
 
     async fn run(&mut self, ops: Vec<Op>) -> Vec<OpReply> {
         self.seq += 1;
-        let batch = Batch { seq: BatchSeq(self.seq), acked: BatchSeq(self.seq - 1), ops };
+        let batch = Batch { seq: BatchSeq(self.seq), acked: BatchSeq(self.seq - 1), caller: None, ops };
         let request = MetaRequest::Submit { session: self.id, batch };
         match self.request(&request).await {
             MetaReply::Batch { reply: Ok(replies), .. } => replies,

@@ -19,14 +19,13 @@ mod reply;
 mod shared;
 mod xattr;
 
-pub(crate) use dispatch::{READAHEAD_BYTES, Surf};
+pub(crate) use dispatch::{READAHEAD_BYTES, Surf, is_left_to_metad};
 pub(crate) use shared::Shared;
 
 use crate::interrupt::Patience;
-use attr::{PERMISSIONS, node_of};
-use client::NewNode;
+use attr::{new_node, node_of, rename_mode};
 use dir::Asked;
-use dispatch::{bytes, configure, ino, span};
+use dispatch::{bytes, configure, span};
 use file::{Place, is_unprivileged, range_action};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags,
@@ -43,20 +42,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 use wire::FsError;
-use wire::op::{NewInode, RenameMode};
-
-fn new_node(request: &Request, node: NewInode, mode: u32, umask: u32) -> NewNode {
-    NewNode { node, mode: mode & PERMISSIONS, umask, uid: request.uid(), gid: request.gid() }
-}
-
-fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
-    match flags {
-        flags if flags.is_empty() => Some(RenameMode::Replace),
-        RenameFlags::RENAME_NOREPLACE => Some(RenameMode::NoReplace),
-        RenameFlags::RENAME_EXCHANGE => Some(RenameMode::Exchange),
-        _ => None,
-    }
-}
+use wire::caller::on_behalf;
+use wire::op::NewInode;
 
 /// Largest read that is answered on the thread where its block arrives.
 const SMALL_READ: u32 = 64 << 10;
@@ -66,24 +53,24 @@ const COPY_BYTES_MAX: u64 = 1 << 30;
 
 impl Filesystem for Surf {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        configure(config);
+        configure(config, self.shared.client.squash());
         Ok(())
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if let Some(known) = self.shared.known_entry(ino(parent), name.as_encoded_bytes()) {
+        if let Some(known) = self.shared.known_entry(self.ino(parent), name.as_encoded_bytes()) {
             return reply.answer(known);
         }
         let (span, name) = (span!("lookup", request, parent), bytes(name));
-        self.ask(request, span, reply, |fs| async move { fs.lookup(ino(parent), &name).await });
+        self.ask(request, span, reply, |fs| async move { fs.lookup(fs.ino(parent), &name).await });
     }
 
     fn getattr(&self, request: &Request, number: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        if let Some(known) = self.shared.known_attr(ino(number)) {
+        if let Some(known) = self.shared.known_attr(self.ino(number)) {
             return reply.answer(Ok(known));
         }
         let span = span!("getattr", request, number);
-        self.ask(request, span, reply, |fs| async move { fs.attr(fs.client.getattr(ino(number))).await });
+        self.ask(request, span, reply, |fs| async move { fs.attr(fs.client.getattr(fs.ino(number))).await });
     }
 
     fn setattr(
@@ -111,7 +98,10 @@ impl Filesystem for Surf {
         }
         let change = attr::change(request, mode, (uid, gid), size, (atime, mtime));
         let span = span!("setattr", request, number);
-        let work = |fs: Arc<Shared>| async move { fs.attr(fs.client.setattr(ino(number), change)).await };
+        let caller = if fh.is_some() { None } else { self.caller(request) };
+        let work = |fs: Arc<Shared>| async move {
+            on_behalf(caller, fs.attr(fs.client.setattr(fs.ino(number), change))).await
+        };
         // Cutting a file may have to write first.
         if size.is_some() { self.answer(request, span, reply, work) } else { self.ask(request, span, reply, work) }
     }
@@ -119,7 +109,7 @@ impl Filesystem for Surf {
     fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
         let span = span!("readlink", request, number);
         self.ask(request, span, reply, |fs| async move {
-            fs.client.readlink(ino(number)).await.map_err(reply::gone_is_stale)
+            fs.client.readlink(fs.ino(number)).await.map_err(reply::gone_is_stale)
         });
     }
 
@@ -150,12 +140,12 @@ impl Filesystem for Surf {
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (span, name) = (span!("unlink", request, parent), bytes(name));
-        self.ask(request, span, reply, |fs| async move { fs.client.unlink(ino(parent), &name).await });
+        self.ask(request, span, reply, |fs| async move { fs.client.unlink(fs.ino(parent), &name).await });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (span, name) = (span!("rmdir", request, parent), bytes(name));
-        self.ask(request, span, reply, |fs| async move { fs.client.rmdir(ino(parent), &name).await });
+        self.ask(request, span, reply, |fs| async move { fs.client.rmdir(fs.ino(parent), &name).await });
     }
 
     fn rename(
@@ -171,14 +161,14 @@ impl Filesystem for Surf {
         let Some(mode) = rename_mode(flags) else { return reply.error(errno(FsError::Invalid)) };
         let (name, new_name) = (bytes(name), bytes(new_name));
         self.ask(request, span!("rename", request, parent), reply, |fs| async move {
-            fs.client.rename(ino(parent), &name, ino(new_parent), &new_name, mode).await
+            fs.client.rename(fs.ino(parent), &name, fs.ino(new_parent), &new_name, mode).await
         });
     }
 
     fn link(&self, request: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (span, name) = (span!("link", request, number), bytes(name));
         self.ask(request, span, reply, |fs| async move {
-            fs.entry((ino(parent), &name), fs.client.link(ino(number), ino(parent), &name)).await
+            fs.entry((fs.ino(parent), &name), fs.client.link(fs.ino(number), fs.ino(parent), &name)).await
         });
     }
 
@@ -194,7 +184,12 @@ impl Filesystem for Surf {
     ) {
         let new = new_node(request, NewInode::Regular, mode, umask);
         let (span, name) = (span!("create", request, parent), bytes(name));
-        self.ask_for_handle(request, span, reply, |fs| async move { fs.create(ino(parent), &name, new, flags).await });
+        self.ask_for_handle(
+            request,
+            span,
+            reply,
+            |fs| async move { fs.create(fs.ino(parent), &name, new, flags).await },
+        );
     }
 
     fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -203,7 +198,7 @@ impl Filesystem for Surf {
             request,
             span,
             reply,
-            |fs| async move { fs.open(ino(number), flags.0, unprivileged).await },
+            |fs| async move { fs.open(fs.ino(number), flags.0, unprivileged).await },
         );
     }
 
@@ -223,7 +218,10 @@ impl Filesystem for Surf {
             Err(error) => return reply.error(errno(error)),
         };
         let span = span!("read", request, number, fh = fh.0, off = offset, len = size);
-        let work = move |fs: Arc<Shared>| async move { fs.read(&file, (offset, size as usize), flags.0).await };
+        let work = move |fs: Arc<Shared>| async move {
+            // The file was opened by somebody who may read it.
+            on_behalf(None, fs.read(&file, (offset, size as usize), flags.0)).await
+        };
         // Larger answers would keep the network's thread busy with copying.
         if size <= SMALL_READ {
             self.ask(request, span, reply, work);
@@ -307,14 +305,16 @@ impl Filesystem for Surf {
 
     fn readdir(&self, request: &Request, number: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         let (span, fs) = (span!("readdir", request, number, fh = fh.0, off = offset), self.shared.clone());
-        let asked = Asked { tid: request.pid(), dir: ino(number), fh: fh.0, offset };
-        self.begin(span, async move { fs.list(asked, reply).await });
+        let asked = Asked { tid: request.pid(), dir: self.ino(number), fh: fh.0, offset };
+        let caller = self.caller(request);
+        self.begin(span, async move { on_behalf(caller, fs.list(asked, reply)).await });
     }
 
     fn readdirplus(&self, request: &Request, number: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let (span, fs) = (span!("readdirplus", request, number, fh = fh.0, off = offset), self.shared.clone());
-        let asked = Asked { tid: request.pid(), dir: ino(number), fh: fh.0, offset };
-        self.begin(span, async move { fs.list_plus(asked, reply).await });
+        let asked = Asked { tid: request.pid(), dir: self.ino(number), fh: fh.0, offset };
+        let caller = self.caller(request);
+        self.begin(span, async move { on_behalf(caller, fs.list_plus(asked, reply)).await });
     }
 
     fn releasedir(&self, _request: &Request, _number: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
@@ -351,7 +351,7 @@ impl Filesystem for Surf {
             return reply.error(errno(error));
         }
         self.ask(request, span!("setxattr", request, number), reply, |fs| async move {
-            fs.setxattr(ino(number), &name, &value, mode, caller).await
+            fs.setxattr(fs.ino(number), &name, &value, mode, caller).await
         });
     }
 
@@ -359,16 +359,16 @@ impl Filesystem for Surf {
         if let Err(error) = xattr::check_name(name.as_encoded_bytes()) {
             return reply.error(errno(error));
         }
-        if self.shared.is_plain(ino(number)) {
+        if self.shared.is_plain(self.ino(number)) {
             return reply.error(errno(FsError::NoAttribute));
         }
         let (span, name) = (span!("getxattr", request, number), bytes(name));
-        self.ask(request, span, reply, |fs| async move { fs.getxattr(ino(number), &name, size).await });
+        self.ask(request, span, reply, |fs| async move { fs.getxattr(fs.ino(number), &name, size).await });
     }
 
     fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
         let (span, privileged) = (span!("listxattr", request, number), !is_unprivileged(request));
-        self.ask(request, span, reply, |fs| async move { fs.listxattr(ino(number), size, privileged).await });
+        self.ask(request, span, reply, |fs| async move { fs.listxattr(fs.ino(number), size, privileged).await });
     }
 
     fn removexattr(&self, request: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -377,7 +377,7 @@ impl Filesystem for Surf {
             return reply.error(errno(error));
         }
         self.ask(request, span, reply, |fs| async move {
-            fs.client.removexattr(ino(number), &name).await.map_err(reply::gone_is_stale)
+            fs.client.removexattr(fs.ino(number), &name).await.map_err(reply::gone_is_stale)
         });
     }
 
@@ -400,7 +400,7 @@ impl Filesystem for Surf {
     ) {
         let wanted = Wanted { owner, start, last: end, typ, pid, tid: request.pid() };
         let span = span!("getlk", request, number, fh = fh.0, off = start);
-        self.ask(request, span, reply, |fs| async move { fs.getlk(ino(number), wanted).await });
+        self.ask(request, span, reply, |fs| async move { fs.getlk(fs.ino(number), wanted).await });
     }
 
     fn setlk(

@@ -9,6 +9,7 @@ mod guard;
 mod handles;
 mod inodes;
 mod interrupt;
+mod nodes;
 mod notify;
 mod options;
 mod payloads;

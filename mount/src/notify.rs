@@ -5,8 +5,9 @@
 //! waits for a page that is being read, nothing ends the thread, not even the death of this process, which would end the
 //! read. Those who wait for a drop have a limit of their own.
 
+use crate::nodes::Nodes;
 use client::{Client, Dropped, Notice};
-use fuser::{INodeNo, Notifier};
+use fuser::Notifier;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io;
@@ -18,21 +19,32 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use wire::ids::Ino;
 
+/// The way to the kernel.
+#[derive(Clone)]
+pub(crate) struct Kernel {
+    /// The channel of the mount.
+    pub(crate) notifier: Notifier,
+    /// The kernel's numbers of inodes.
+    pub(crate) nodes: Nodes,
+}
+
 /// A notice of an inode that the kernel does not know is not an error.
-fn pass_on(notifier: &Notifier, notice: &Notice) -> io::Result<()> {
+fn pass_on(kernel: &Kernel, notice: &Notice) -> io::Result<()> {
     match notice {
         // Drops pages, and attributes with them.
-        Notice::Changed(ino) | Notice::Recalled(ino, _) => notifier.inval_inode(INodeNo(ino.0), 0, 0),
+        Notice::Changed(ino) | Notice::Recalled(ino, _) => kernel.notifier.inval_inode(kernel.nodes.number(*ino), 0, 0),
         // Drops attributes alone: a negative offset spares the pages.
-        Notice::Accessed(ino) => notifier.inval_inode(INodeNo(ino.0), -1, 0),
-        Notice::Moved(parent, name) => notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name)),
+        Notice::Accessed(ino) => kernel.notifier.inval_inode(kernel.nodes.number(*ino), -1, 0),
+        Notice::Moved(parent, name) => {
+            kernel.notifier.inval_entry(kernel.nodes.number(*parent), OsStr::from_bytes(name))
+        }
     }
 }
 
 /// Notifies the kernel of a change. Returns whether the kernel knows it, or does not know the inode.
-pub(crate) async fn notify_kernel(notifier: &Notifier, notice: Notice) -> bool {
-    let notifier = notifier.clone();
-    match tokio::task::spawn_blocking(move || pass_on(&notifier, &notice)).await {
+pub(crate) async fn notify_kernel(kernel: &Kernel, notice: Notice) -> bool {
+    let kernel = kernel.clone();
+    match tokio::task::spawn_blocking(move || pass_on(&kernel, &notice)).await {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
             tracing::debug!(%error, "the kernel was not told of a change");
@@ -44,9 +56,9 @@ pub(crate) async fn notify_kernel(notifier: &Notifier, notice: Notice) -> bool {
 
 /// Drops the kernel's pages of a part of a file, all of it when `len` is 0; they are gone on return. It waits for pages
 /// that are being read now, so an answer to a read must not wait for it.
-pub(crate) async fn drop_pages(notifier: &Notifier, ino: Ino, offset: u64, len: u64) {
-    let notifier = notifier.clone();
-    let drop = move || notifier.inval_inode(INodeNo(ino.0), offset as i64, len as i64);
+pub(crate) async fn drop_pages(kernel: &Kernel, ino: Ino, offset: u64, len: u64) {
+    let kernel = kernel.clone();
+    let drop = move || kernel.notifier.inval_inode(kernel.nodes.number(ino), offset as i64, len as i64);
     if let Ok(Err(error)) = tokio::task::spawn_blocking(drop).await {
         tracing::debug!(%error, "the kernel has no pages to drop");
     }
@@ -104,10 +116,10 @@ impl Drops {
 }
 
 /// Drops the kernel's pages of an inode.
-async fn drop_all_pages(client: Arc<Client>, notifier: Notifier, ino: Ino, calls: Arc<Semaphore>) {
+async fn drop_all_pages(client: Arc<Client>, kernel: Kernel, ino: Ino, calls: Arc<Semaphore>) {
     let under_way = client.begin_drop(ino).await;
     let _call = calls.acquire().await;
-    if notify_kernel(&notifier, Notice::Changed(ino)).await
+    if notify_kernel(&kernel, Notice::Changed(ino)).await
         && let Some(under_way) = under_way
     {
         under_way.done();
@@ -115,11 +127,11 @@ async fn drop_all_pages(client: Arc<Client>, notifier: Notifier, ino: Ino, calls
 }
 
 /// Passes notices on until it is stopped, or the client ends.
-pub(crate) async fn run(client: Arc<Client>, notifier: Notifier, stop: CancellationToken) {
+pub(crate) async fn run(client: Arc<Client>, kernel: Kernel, stop: CancellationToken) {
     let mut notices = client.notices();
     let mut drops = Drops::default();
     loop {
-        drops.go_on(|ino, calls| drop_all_pages(client.clone(), notifier.clone(), ino, calls));
+        drops.go_on(|ino, calls| drop_all_pages(client.clone(), kernel.clone(), ino, calls));
         let notice = tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -135,7 +147,7 @@ pub(crate) async fn run(client: Arc<Client>, notifier: Notifier, stop: Cancellat
             Ok(Notice::Changed(ino)) => drops.put(ino, None),
             Ok(Notice::Recalled(ino, dropped)) => drops.put(ino, Some(dropped)),
             Ok(notice) => {
-                notify_kernel(&notifier, notice).await;
+                notify_kernel(&kernel, notice).await;
             }
             Err(RecvError::Lagged(missed)) => {
                 tracing::debug!(missed, "notices were missed: all open files are looked at anew");

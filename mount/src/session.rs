@@ -8,9 +8,10 @@ use crate::error::Error;
 use crate::fuse::{self, Shared, Surf};
 use crate::guard::{self, Guard};
 use crate::inodes::Trust;
+use crate::notify::{self, Kernel};
 use crate::options::{Options, Source};
 use crate::payloads::Payloads;
-use crate::{notify, sys};
+use crate::sys;
 use client::{Client, ClientConfig};
 use embed::{EmbedOptions, Embedded};
 use fuser::{MountOption, Session};
@@ -25,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::bundle::Bundle;
-use wire::tls::Role;
+use wire::tls::{Role, Squash};
 
 /// Event loops of the kernel's requests, each with a device handle of its own: two halve a round trip.
 const EVENT_LOOPS: usize = 2;
@@ -187,12 +188,13 @@ impl Mounted {
         let shared = Shared::new(client.clone(), cluster.trust(), payloads);
         let requests = TaskTracker::new();
         let surf = Surf::new(shared.clone(), Handle::current(), requests.clone());
-        let config = kernel_config(&cluster.bundle().cluster, options);
+        let config = kernel_config(&cluster.bundle().cluster, options, client.squash());
         let session = Session::new(surf, path, &config).map_err(|error| refused(path, &error))?;
         let guard = Guard::new(path);
         let stop = CancellationToken::new();
-        shared.connected(session.notifier());
-        let notices = notify::run(client.clone(), session.notifier(), stop.clone());
+        let kernel = Kernel { notifier: session.notifier(), nodes: shared.nodes };
+        shared.connected(kernel.clone());
+        let notices = notify::run(client.clone(), kernel, stop.clone());
         let notices = tokio::spawn(notices);
         let (report, ended) = oneshot::channel();
         let serving = std::thread::Builder::new().name("surf-fuse".to_owned()).spawn(move || {
@@ -255,14 +257,16 @@ impl Mounted {
     }
 }
 
-fn kernel_config(name: &str, options: &Options) -> fuser::Config {
+fn kernel_config(name: &str, options: &Options, squash: Squash) -> fuser::Config {
     let mut config = fuser::Config::default();
     config.mount_options = vec![
         MountOption::FSName(name.to_owned()),
         // `Subtype` is dropped when root mounts.
         MountOption::CUSTOM("subtype=surf".to_owned()),
-        MountOption::DefaultPermissions,
     ];
+    if !fuse::is_left_to_metad(squash) {
+        config.mount_options.push(MountOption::DefaultPermissions);
+    }
     config.mount_options.extend(options.kernel.iter().cloned());
     config.acl = options.acl;
     config.n_threads = Some(EVENT_LOOPS);

@@ -6,6 +6,7 @@ pub mod attr;
 pub mod backup;
 pub mod buffers;
 pub mod bundle;
+pub mod caller;
 pub mod cert;
 mod chain;
 pub mod chance;

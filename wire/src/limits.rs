@@ -8,6 +8,8 @@ pub const BLOCK_BYTES_MAX: usize = 4 << 20;
 pub const INLINE_BYTES_MAX: usize = 4 << 10;
 /// Largest file offset, as design and `docs/semantics.md` promise: 16 TiB.
 pub const FILE_BYTES_MAX: u64 = 16 << 40;
+/// Further groups of a program that a client reports. Of those with more, the first ones count.
+pub const CALLER_GROUPS_MAX: usize = 64;
 /// Longest name of a directory entry, in bytes (`NAME_MAX`).
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest symlink target, in bytes (`PATH_MAX` less the terminating NUL).

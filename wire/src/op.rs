@@ -2,6 +2,7 @@
 
 use crate::FsError;
 use crate::attr::{AttrChange, FileKind, InodeAttr, Timestamp};
+use crate::caller::Caller;
 use crate::codec::bounded;
 use crate::extent::{Extent, ExtentWrite};
 use crate::ids::{BatchSeq, Ino, JournalId, Version};
@@ -515,6 +516,8 @@ pub struct Batch {
     pub seq: BatchSeq,
     /// The session has received the replies of all batches up to this one; they may be forgotten.
     pub acked: BatchSeq,
+    /// Whom it is for, if the client is confined and knows it.
+    pub caller: Option<Caller>,
     /// The operations, applied in order.
     #[serde(deserialize_with = "bounded::<_, _, BATCH_OPS_MAX>")]
     pub ops: Vec<Op>,

@@ -1,6 +1,7 @@
 //! The id of the request that a task works for. It travels in the header of every request sent meanwhile, so that the
 //! spans of mount, metad and blockd join.
 
+use crate::caller::{self, on_behalf};
 use crate::chance;
 use std::future::Future;
 use tracing::Instrument;
@@ -26,13 +27,16 @@ pub fn within<F: Future>(id: u64, work: F) -> impl Future<Output = F::Output> {
     REQUEST_ID.scope(id, work)
 }
 
-/// Carries the current request into another task, which then works for the same request, in the same span.
+/// Carries the current request into another task, which then works for the same request and the same caller, in the same
+/// span.
 pub fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
-    let (id, work) = (current_id(), work.in_current_span());
+    let (id, caller, work) = (current_id(), caller::current(), work.in_current_span());
     async move {
-        match id {
-            Some(id) => within(id, work).await,
-            None => work.await,
+        match (id, caller) {
+            (Some(id), None) => within(id, work).await,
+            (None, None) => work.await,
+            (Some(id), caller) => within(id, on_behalf(caller, work)).await,
+            (None, caller) => on_behalf(caller, work).await,
         }
     }
 }

@@ -275,6 +275,7 @@ impl Peers {
             replicas: N as u8 + 1,
             min_sync: 1,
             down_after_ms: 60_000,
+            confined_blocks: false,
             members,
             older: Vec::new(),
         };

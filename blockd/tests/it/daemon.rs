@@ -140,7 +140,8 @@ async fn a_request_of_the_wrong_role_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_with_a_restriction_that_nobody_enforces_is_refused() {
     let cluster = Cluster::start(1).await;
-    let mut subject = Subject::new(Role::Client, "confined");
+    // Clients alone are confined.
+    let mut subject = Subject::new(Role::Blockd, "confined");
     subject.grant.subtree = Some("/home".to_owned());
     let identity = cluster.ca.issue(&subject).unwrap();
     let confined = wire::quic::Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap();

@@ -51,6 +51,7 @@ impl Metad {
             min_sync: 1,
             members: vec![member],
             down_after_ms: 60_000,
+            confined_blocks: false,
             older: Vec::new(),
         };
         let known = beat.epoch;

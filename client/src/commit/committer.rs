@@ -26,7 +26,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use wire::FsError;
 use wire::attr::Timestamp;
-use wire::ids::{ChunkIndex, Ino};
+use wire::ids::ChunkIndex;
 use wire::limits::UPLOAD_FRESH_MS;
 use wire::op::{ConflictPolicy, Name, Op};
 
@@ -274,7 +274,7 @@ impl Committer {
     /// Returns why this attempt failed; nothing was done in that case.
     pub async fn make_beside(&self, file: &FileState, plan: &Plan, journaled: Option<&Op>) -> Result<(), FsError> {
         let place = self.known.place_of(file.ino());
-        let (mut parent, name) = place.unwrap_or((Ino::ROOT, format!("inode-{}", file.ino()).into_bytes()));
+        let (mut parent, name) = place.unwrap_or((self.session.root(), format!("inode-{}", file.ino()).into_bytes()));
         let mut name = self.conflict_name(&name);
         let attr = file.attr();
         loop {
@@ -297,8 +297,10 @@ impl Committer {
                 Err(BatchFailed { error: FsError::Exists, .. }) => name = self.conflict_name(&name),
                 // There is a new session by now.
                 Err(BatchFailed { error: FsError::SessionExpired, .. }) => {}
-                Err(BatchFailed { error: FsError::NotFound | FsError::NotADirectory, .. }) if parent != Ino::ROOT => {
-                    parent = Ino::ROOT;
+                Err(BatchFailed { error: FsError::NotFound | FsError::NotADirectory, .. })
+                    if parent != self.session.root() =>
+                {
+                    parent = self.session.root();
                 }
                 Err(BatchFailed { error, .. }) => return Err(error),
             }

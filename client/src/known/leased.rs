@@ -4,6 +4,7 @@
 
 use super::held_locks::HeldLocks;
 use super::{Known, Mark};
+use crate::meta::bounds::Bounds;
 use crate::meta::rpc::Rpc;
 use crate::meta::session::{
     Alive, Answer, BatchFailed, OnExpiry, Opened, SESSIONS_TRIED, Session, SessionOptions, SpareIno,
@@ -209,6 +210,18 @@ impl LeasedSession {
     #[must_use]
     pub fn id(&self) -> SessionId {
         self.session.id()
+    }
+
+    /// Returns the directory that is this client's root.
+    #[must_use]
+    pub fn root(&self) -> Ino {
+        self.bounds().root
+    }
+
+    /// Returns the bounds of this client.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        self.session.bounds()
     }
 
     /// Returns how many questions and changes went to metad.

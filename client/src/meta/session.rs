@@ -2,6 +2,8 @@
 //!
 //! It knows nothing of leases: [`crate::known::leased`] is the layer above, through which all others ask and change.
 
+use super::bounds::Bounds;
+use super::clock::LeaderClock;
 use super::rpc::Rpc;
 use crate::error::unexpected_reply;
 use crate::ordered::{Ordered, Rank};
@@ -57,6 +59,7 @@ pub struct Session {
     /// How many questions and changes went to metad.
     requests: AtomicU64,
     options: SessionOptions,
+    bounds: Bounds,
     numbers: Ordered<Numbers>,
     /// Held while a new session is opened.
     renewing: tokio::sync::Mutex<()>,
@@ -86,16 +89,6 @@ pub struct SessionOptions {
     pub on_expiry: Arc<dyn OnExpiry>,
     /// Tracks batches under way, and ends them.
     pub tasks: (TaskTracker, CancellationToken),
-}
-
-/// The leader's clock, as known from its answers.
-#[derive(Default)]
-struct LeaderClock {
-    /// How far it is ahead of this machine's, in nanoseconds; and, next, how exactly that is known.
-    ahead: i128,
-    within: Option<Duration>,
-    /// The last time that was returned or seen: the clock never runs backwards here.
-    last: Timestamp,
 }
 
 /// The result of a batch.
@@ -141,6 +134,8 @@ pub struct Opened {
     pub ttl: Duration,
     /// The leader's clock.
     pub now: Timestamp,
+    /// The client's bounds.
+    pub bounds: Bounds,
 }
 
 fn fresh(id: SessionId) -> Numbers {
@@ -160,6 +155,7 @@ impl Session {
             rpc,
             requests: AtomicU64::new(0),
             options,
+            bounds: opened.bounds,
             numbers: Ordered::new(Rank::Leaf, fresh(id)),
             renewing: tokio::sync::Mutex::new(()),
             leasing: tokio::sync::Mutex::new(()),
@@ -175,6 +171,12 @@ impl Session {
     #[must_use]
     pub fn id(&self) -> SessionId {
         self.numbers.lock().id
+    }
+
+    /// Returns the bounds of this client.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
     }
 
     /// Returns how many questions and changes went to metad.
@@ -202,7 +204,10 @@ impl Session {
         self.options.on_expiry.session_expired();
         // Unsent inodes that were made here under delegations have numbers of the old session.
         let request = self.options.request(Some(expired));
-        let (id, _) = opened(self.rpc.ask(&request).await?).map_err(|_| FsError::Io)?;
+        let (id, opened) = opened(self.rpc.ask(&request).await?).map_err(|_| FsError::Io)?;
+        if opened.bounds.root != self.bounds.root {
+            tracing::error!("the directory that was this client's root is another one by now: mount again");
+        }
         *self.numbers.lock() = fresh(id);
         Ok(())
     }
@@ -235,7 +240,7 @@ impl Session {
         for _ in 0..sessions {
             self.requests.fetch_add(1, Ordering::Relaxed);
             let (numbered, acked) = self.number().await;
-            let batch = Batch { seq: numbered.seq, acked, ops: ops.to_vec() };
+            let batch = Batch { seq: numbered.seq, acked, caller: self.bounds.caller(), ops: ops.to_vec() };
             let request = MetaRequest::Submit { session: numbered.session, batch };
             match self.rpc.ask_for(&request, limit).await? {
                 MetaReply::Batch { reply, leased, delegated } => {
@@ -254,24 +259,12 @@ impl Session {
     /// Returns the time as the leader would stamp it, as well as that is known; later than everything that was stamped
     /// here.
     pub fn stamp(&self) -> Timestamp {
-        let mut clock = self.clock.lock();
-        let ahead = clock.ahead;
-        clock.last = clock.last.max(Timestamp::now().shifted(ahead));
-        clock.last
+        self.clock.lock().stamp()
     }
 
     /// Learns the leader's time, asked for at this time of [`since_boot`].
     fn learn_time(&self, asked: Duration, now: Timestamp) {
-        let mut clock = self.clock.lock();
-        let within = since_boot().saturating_sub(asked);
-        // An estimate becomes less exact: clocks drift, and leaders change.
-        let known = clock.within.map(|within| within + Duration::from_micros(100));
-        clock.within = known;
-        if known.is_none_or(|known| within <= known) {
-            let middle = i128::try_from(within.as_nanos() / 2).unwrap_or(0);
-            clock.ahead = now.nanos_since(Timestamp::now()) + middle;
-            clock.within = Some(within);
-        }
+        self.clock.lock().learn(asked, now);
     }
 
     /// Gives a batch its number, as soon as that lies within the window of replies that metad retains: one batch that
@@ -296,7 +289,8 @@ impl Session {
         loop {
             let session = self.id();
             self.requests.fetch_add(1, Ordering::Relaxed);
-            let request = MetaRequest::Read { session, read: read.clone(), delegate, sends };
+            let request =
+                MetaRequest::Read { session, read: read.clone(), delegate, sends, caller: self.bounds.caller() };
             match self.rpc.ask(&request).await? {
                 MetaReply::Read { answer, leased, delegated } => return Ok(Answer { answer, leased, delegated }),
                 MetaReply::Failed(FsError::SessionExpired) => self.renew(session).await?,
@@ -431,8 +425,8 @@ pub enum Alive {
 
 fn opened(reply: MetaReply) -> Result<(SessionId, Opened), Error> {
     match reply {
-        MetaReply::Session { session, ttl_ms, layout, now } => {
-            Ok((session, Opened { layout, ttl: Duration::from_millis(ttl_ms), now }))
+        MetaReply::Session { session, ttl_ms, layout, now, root, squash } => {
+            Ok((session, Opened { layout, ttl: Duration::from_millis(ttl_ms), now, bounds: Bounds { root, squash } }))
         }
         other => Err(Error::Malformed(format!("unexpected reply {other:?}"))),
     }

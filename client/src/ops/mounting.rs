@@ -25,8 +25,10 @@ use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use wire::FsError;
+use wire::ids::Ino;
 use wire::quic::Endpoint;
 use wire::quic::renew::keep_renewed;
+use wire::tls::Squash;
 
 /// Time limit for opening the first session.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
@@ -150,6 +152,12 @@ impl Client {
         let names = (host.as_str(), config.purpose.as_str());
         let opened = LeasedSession::open(rpc, names, resumes, caches.clone(), work.parts(), CONNECT_LIMIT).await;
         let (session, opened) = opened.map_err(|error| connect_error(&config, error))?;
+        if config.bundle.identity.subject().is_confined() && !opened.layout.confined_blocks {
+            // Better now than with the first file that does not fit into metadata.
+            session.close(CLOSE_LIMIT).await;
+            network.close().await;
+            return Err(Error::ConfinedBlocks);
+        }
         let (session, layouts) = (Arc::new(session), Arc::new(Layouts::new(opened.layout)));
         let (client, parts) = compose(config, (host, work), network, (session, layouts), caches, (journal, cache));
         parts.start(opened.ttl, &mut client.tasks.lock());
@@ -174,6 +182,24 @@ impl Client {
     #[must_use]
     pub fn network(&self) -> tokio::runtime::Handle {
         self.network.runtime()
+    }
+
+    /// Returns the directory that is this client's root.
+    #[must_use]
+    pub fn root(&self) -> Ino {
+        self.session.root()
+    }
+
+    /// Returns whose rights the users of this client have.
+    #[must_use]
+    pub fn squash(&self) -> Squash {
+        self.session.bounds().squash
+    }
+
+    /// Returns whether metad wants to know for whom this client asks: it is confined.
+    #[must_use]
+    pub fn is_confined(&self) -> bool {
+        self.session.bounds().are_set()
     }
 
     /// Returns how many questions and changes went to metad.

@@ -14,6 +14,8 @@ pub(crate) struct Refused<'a> {
     pub(crate) error: FsError,
     /// Whether nothing may be left out.
     pub(crate) strict: bool,
+    /// The client's root.
+    pub(crate) root: Ino,
 }
 
 /// What to do about a refused entry.
@@ -34,14 +36,14 @@ pub(crate) enum Verdict {
 
 /// Decides what to do about an entry that others' changes preceded.
 pub(crate) fn decide(refused: &Refused<'_>) -> Verdict {
-    let Refused { op, has_content, error, strict } = *refused;
+    let Refused { op, has_content, error, strict, root } = *refused;
     let passes = matches!(error, FsError::NoSpace | FsError::QuotaExceeded | FsError::SessionExpired);
     if passes && (!has_content || strict) {
         return Verdict::Wait;
     }
     match op.map(Op::plain) {
         Some(Op::Create { parent, name, ino, .. }) if matches!(error, FsError::Exists | FsError::NotFound) => {
-            let parent = if error == FsError::NotFound { Ino::ROOT } else { *parent };
+            let parent = if error == FsError::NotFound { root } else { *parent };
             Verdict::MakeElsewhere { parent, name: name.clone(), ino: *ino }
         }
         Some(Op::Rename { new_parent, new_name, name, parent, .. }) if error == FsError::Stale => {
@@ -149,7 +151,8 @@ mod tests {
     }
 
     fn verdict(op: &Op, error: FsError) -> Verdict {
-        decide(&Refused { op: Some(op), has_content: matches!(op, Op::Commit { .. }), error, strict: false })
+        let has_content = matches!(op, Op::Commit { .. });
+        decide(&Refused { op: Some(op), has_content, error, strict: false, root: Ino::ROOT })
     }
 
     #[test]

@@ -165,7 +165,7 @@ async fn a_change_waits_for_a_client_that_has_gone_silent_until_its_leases_run_o
     })
     .await;
     let extended = Instant::now();
-    let read = MetaRequest::Read { session, read: Read::GetAttr { ino }, delegate: false, sends: false };
+    let read = MetaRequest::Read { session, read: Read::GetAttr { ino }, delegate: false, sends: false, caller: None };
     assert!(matches!(ask(read.clone()).await, MetaReply::Read { leased: true, .. }));
     let change = |mode| AttrChange { mode: Some(mode), ..AttrChange::default() };
     let changing = tokio::spawn({

@@ -48,7 +48,7 @@ async fn sessions(cluster: &Cluster) -> BTreeSet<SessionId> {
 
 async fn extents(cluster: &Cluster, read: Read) -> ExtentPage {
     let session = *sessions(cluster).await.first().unwrap();
-    match ask(cluster, false, &MetaRequest::Read { session, read, delegate: false, sends: false }).await {
+    match ask(cluster, false, &MetaRequest::Read { session, read, delegate: false, sends: false, caller: None }).await {
         MetaReply::Read { answer: Ok(ReadReply::Extents(page)), .. } => page,
         other => panic!("{other:?}"),
     }

@@ -13,6 +13,11 @@ pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
 /// The list that new entries of a directory inherit.
 pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
 
+/// Returns whether an attribute is such a list.
+pub(super) fn is_list(name: &[u8]) -> bool {
+    name == ACCESS || name == DEFAULT
+}
+
 const VERSION: u32 = 2;
 const USER_OBJ: u16 = 0x01;
 const USER: u16 = 0x02;
@@ -100,6 +105,34 @@ impl Acl {
     }
 }
 
+/// To whom an entry of a list belongs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Class {
+    /// The owner.
+    Owner,
+    /// Another user.
+    User(u32),
+    /// The owning group.
+    OwnerGroup,
+    /// Another group.
+    Group(u32),
+    /// All others.
+    Other,
+}
+
+/// Returns who has which rights by a list, with the mask taken into account, in the order in which they are looked at.
+pub(super) fn classes(bytes: &[u8]) -> Option<Vec<(Class, u32)>> {
+    let acl = Acl::parse(bytes).filter(|acl| !acl.0.is_empty())?;
+    let mask = acl.find(MASK).map_or(7, |entry| u32::from(entry.perm));
+    let of = |tag: u16, class: fn(u32) -> Class, mask: u32| {
+        let found = acl.0.iter().filter(move |entry| entry.tag == tag);
+        found.map(move |entry| (class(entry.id), u32::from(entry.perm) & mask)).collect::<Vec<_>>()
+    };
+    let owner = of(USER_OBJ, |_| Class::Owner, 7);
+    let groups = [of(GROUP_OBJ, |_| Class::OwnerGroup, mask), of(GROUP, Class::Group, mask)].concat();
+    Some([owner, of(USER, Class::User, mask), groups, of(OTHER, |_| Class::Other, 7)].concat())
+}
+
 /// Gives a new inode its permissions: from its directory's default list if there is one, otherwise by the umask.
 pub(super) fn inherit(view: &mut View, dir: &Inode, inode: &mut Inode, umask: u32) {
     let default =
@@ -137,7 +170,7 @@ pub(super) fn mode_changed(view: &mut View, inode: &Inode, mode: u32) {
 /// Changes the mode when an access list is set. Returns whether the attribute needs to be stored: a list of only the
 /// three classes says no more than the mode.
 pub(super) fn attribute_set(inode: &mut Inode, name: &[u8], value: &[u8]) -> Result<bool, FsError> {
-    if name != ACCESS && name != DEFAULT {
+    if !is_list(name) {
         return Ok(true);
     }
     if inode.attr.kind == FileKind::Symlink {

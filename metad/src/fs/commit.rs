@@ -5,6 +5,7 @@
 //! Appended content comes after everything and conflicts with nothing.
 
 use super::Context;
+use super::acl;
 use super::dentry;
 use super::extent::{count_in_chunk, overlapping, place_all};
 use super::inode::Inode;
@@ -12,7 +13,8 @@ use super::keys;
 use super::numbered;
 use super::session;
 use super::settings::inodes_changed;
-use super::view::View;
+use super::subtree;
+use super::view::{KvExt, View};
 use super::xattr;
 use std::collections::BTreeSet;
 use wire::FsError;
@@ -143,6 +145,14 @@ fn write(view: &mut View, context: &Context, inode: &mut Inode, writes: &[Extent
     inode.attr.size = inode.attr.size.max(end);
 }
 
+/// Where the conflict copy of a confined client's commit stands, and whose it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct CopyTo {
+    pub dir: Ino,
+    pub uid: u32,
+    pub gid: u32,
+}
+
 /// Stores the losing writes: a sibling with the file's current content and these writes over it.
 fn make_copy(
     view: &mut View,
@@ -155,16 +165,26 @@ fn make_copy(
         return Err(FsError::NameTooLong);
     }
     session::use_ino(view, context, ino)?;
-    // The directory may have gone together with the file's last name: the copy is then put in the root.
-    let mut dir = match Inode::load_dir(view, original.parent) {
-        Ok(dir) => dir,
-        Err(_) => Inode::load_dir(view, Ino::ROOT)?,
+    // The copy of a confined client is put where that client sees it.
+    let (parent, name) = match context.root {
+        Ino::ROOT => (original.parent, original.name.clone()),
+        root => subtree::place(view, root, original).unwrap_or((root, original.name.clone())),
     };
-    let name = free_name(view, dir.attr.ino, &original.name, suffix, ino)?;
+    // The judge has looked for one that the user may change.
+    let parent = context.copy_to.map_or(parent, |to| to.dir);
+    // The directory may have gone together with the file's last name: the copy is then put in the root.
+    let mut dir = match Inode::load_dir(view, parent) {
+        Ok(dir) => dir,
+        Err(_) => Inode::load_dir(view, context.root)?,
+    };
+    let name = free_name(view, dir.attr.ino, &name, suffix, ino)?;
     check_name(&name)?;
     let mut attr = original.attr.clone();
     (attr.ino, attr.nlink, attr.size, attr.allocated) = (ino, 1, 0, 0);
     (attr.version, attr.btime, attr.ctime) = (Version(0), context.now, context.now);
+    if let Some(CopyTo { uid, gid, .. }) = context.copy_to {
+        (attr.uid, attr.gid) = (uid, gid);
+    }
     let mut copy = Inode::new(attr, dir.attr.ino, name.clone());
     let present: Vec<ExtentWrite> = overlapping(view, original.attr.ino, &(0..u64::MAX))
         .into_iter()
@@ -177,9 +197,12 @@ fn make_copy(
         copy.attr.clear_privileges();
     }
     copy.modified(context.now);
+    // The copy gets the access list too: without it, the mode would mean something else. What only root may set is not given
+    // to a file of somebody else.
+    let is_given = |name: &[u8]| context.copy_to.is_none() || acl::is_list(name) || name.starts_with(b"user.");
+    xattr::copy(view, original.attr.ino, ino, &is_given);
+    copy.attr.has_xattrs = view.any(keys::xattrs(ino));
     copy.save(view);
-    // The copy gets the access list too: without it, the mode would mean something else.
-    xattr::copy(view, original.attr.ino, ino);
     numbered::store(view, keys::dentry(dir.attr.ino, &name), &(ino, FileKind::Regular));
     dir.attr.size += 1;
     dir.modified(context.now);

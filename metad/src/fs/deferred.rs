@@ -1,6 +1,7 @@
 //! What sessions did under delegations and send later, and up to where their journals have been sent.
 
 use super::inode::Inode;
+use super::session::Opening;
 use super::view::{Kv, KvExt, View};
 use super::{Committed, Context, apply_op, dentry, keys, session};
 use wire::FsError;
@@ -62,7 +63,8 @@ pub(super) fn journaled(
 
 fn forget(view: &mut View, context: &Context, journal: JournalId) {
     let Some(session) = session::find(view, context.session) else { return };
-    let (client, owned) = (&session.opening.client, keys::journal_of(&session.opening.client, journal));
+    let client = &*session.opening.owner_of_journals();
+    let owned = keys::journal_of(client, journal);
     if view.get(&owned).is_some() {
         let count: u64 = view.load(&keys::journals_count(client)).unwrap_or(0);
         view.store(keys::journals_count(client), &count.saturating_sub(1));
@@ -102,7 +104,8 @@ fn settle(file: &mut JournaledFile, before: &Committed) {
 
 fn store(view: &mut View, context: &Context, journal: JournalId, position: &JournalPosition) {
     let Some(session) = session::find(view, context.session) else { return };
-    let (client, owned) = (&session.opening.client, keys::journal_of(&session.opening.client, journal));
+    let client = &*session.opening.owner_of_journals();
+    let owned = keys::journal_of(client, journal);
     if view.get(&owned).is_none() {
         // Counted, not listed: a batch may begin thousands of them.
         let count: u64 = view.load(&keys::journals_count(client)).unwrap_or(0);
@@ -115,6 +118,12 @@ fn store(view: &mut View, context: &Context, journal: JournalId, position: &Jour
         view.put(owned, Vec::new());
     }
     view.store(keys::journal(journal), position);
+}
+
+/// Returns whether a journal may be one of this client: it is known as such, or nobody knows it.
+pub(super) fn may_use(kv: &dyn Kv, opening: &Opening, journal: JournalId) -> bool {
+    kv.get(&keys::journal_of(&opening.owner_of_journals(), journal)).is_some()
+        || kv.get(&keys::journal(journal)).is_none()
 }
 
 /// Returns up to where a journal has been sent.

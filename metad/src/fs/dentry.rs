@@ -3,7 +3,7 @@
 use super::inode::Inode;
 use super::settings::inodes_changed;
 use super::view::{Kv, KvExt, View};
-use super::{Context, acl, keys, numbered, orphan, session};
+use super::{Context, acl, backlinks, keys, numbered, orphan, session};
 use wire::FsError;
 use wire::attr::{Creator, FileKind, InodeAttr};
 use wire::ids::Ino;
@@ -112,7 +112,7 @@ pub(super) fn link(view: &mut View, context: &Context, ino: Ino, parent: Ino, na
         return Err(FsError::TooManyLinks);
     }
     inode.attr.nlink += 1;
-    (inode.parent, inode.name) = (parent, name.to_vec());
+    backlinks::added(view, &mut inode, parent, name);
     inode.changed(context.now);
     inode.save(view);
     add(view, context, &mut dir, name, (ino, inode.attr.kind));
@@ -126,10 +126,12 @@ fn drop_link(
     view: &mut View,
     context: &Context,
     ino: Ino,
+    (parent, name): (Ino, &[u8]),
     released: Option<Ino>,
 ) -> Result<(InodeAttr, bool), FsError> {
     let mut inode = Inode::load(view, ino)?;
     inode.attr.nlink -= 1;
+    backlinks::removed(view, &mut inode, parent, name);
     inode.changed(context.now);
     inode.save(view);
     let orphaned = inode.attr.nlink == 0 && orphan::unlinked(view, context, &inode, released);
@@ -151,7 +153,7 @@ pub(super) fn unlink(
     }
     remove(view, context, &mut dir, name, kind);
     dir.save(view);
-    let (attr, orphaned) = drop_link(view, context, ino, released)?;
+    let (attr, orphaned) = drop_link(view, context, ino, (parent, name), released)?;
     Ok(OpReply::Removed { attr, orphaned })
 }
 
@@ -261,7 +263,7 @@ fn replace(
     if kind == FileKind::Directory {
         return Ok((Some(drop_dir(view, context, ino)?), false));
     }
-    let (attr, orphaned) = drop_link(view, context, ino, released)?;
+    let (attr, orphaned) = drop_link(view, context, ino, (parent, name), released)?;
     Ok((Some(attr), orphaned))
 }
 
@@ -280,13 +282,19 @@ fn move_entry(
     }
     add(view, context, &mut new, new_name, source);
     new.save(view);
-    rehome(view, context, source.0, new_parent, new_name)
+    rehome(view, context, source.0, (parent, name), (new_parent, new_name))
 }
 
 /// Records the new place of an inode.
-fn rehome(view: &mut View, context: &Context, ino: Ino, parent: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
+fn rehome(
+    view: &mut View,
+    context: &Context,
+    ino: Ino,
+    from: (Ino, &[u8]),
+    to: (Ino, &[u8]),
+) -> Result<InodeAttr, FsError> {
     let mut inode = Inode::load(view, ino)?;
-    (inode.parent, inode.name) = (parent, name.to_vec());
+    backlinks::moved(view, &mut inode, from, to);
     inode.changed(context.now);
     inode.save(view);
     Ok(inode.attr)
@@ -304,7 +312,10 @@ fn exchange(
         add(view, context, &mut dir, name, after);
         dir.save(view);
     }
-    let moved = rehome(view, context, source.0, new_parent, new_name)?;
-    let replaced = rehome(view, context, target.0, parent, name)?;
+    let (here, there) = ((parent, name), (new_parent, new_name));
+    // Two names of one inode: both lead to it as before.
+    let (from, to) = if source.0 == target.0 { (there, here) } else { (here, there) };
+    let moved = rehome(view, context, source.0, from, there)?;
+    let replaced = rehome(view, context, target.0, to, here)?;
     Ok(OpReply::Renamed { moved, replaced: Some(replaced), orphaned: false })
 }

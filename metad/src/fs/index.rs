@@ -1,10 +1,13 @@
 //! Tables that index other tables: which of their keys must exist.
 
 use super::blockref::BlockRef;
+use super::dentry::Target;
+use super::inode::Inode;
 use super::keys::{self, Key};
-use super::session::Session;
+use super::session::{self, Session};
 use super::view::{Kv, KvExt, View};
-use super::{lock, orphan, token_keys};
+use super::{backlinks, lock, numbered, orphan, token_keys};
+use wire::attr::FileKind;
 use wire::ids::{BlockHash, Ino, SessionId, TokenId};
 
 /// Returns the index keys of a session.
@@ -41,6 +44,14 @@ pub(super) fn belongs(kv: &dyn Kv, key: &[u8]) -> Option<bool> {
             };
             Some(holders.contains(&SessionId(keys::first(key))))
         }
+        (b'd', 18..) => {
+            let (ino, (parent, name)) = (Ino(keys::first(key)), backlinks::parts(key));
+            let Some(value) = kv.get(&keys::inode(ino)) else { return Some(false) };
+            let inode: Inode = wire::codec::decode(&value).ok()?;
+            let target = kv.get(&keys::dentry(parent, name));
+            let leads = target.is_some_and(|value| numbered::decode::<Target>(&value).is_ok_and(|(to, _)| to == ino));
+            Some(leads && inode.attr.kind != FileKind::Directory && inode.attr.nlink > 1)
+        }
         (b'H', token_keys::ENROLLED_BYTES) => {
             Some(kv.get(&token_keys::join_token(TokenId(keys::first(key)))).is_some())
         }
@@ -55,11 +66,23 @@ pub(super) fn belongs(kv: &dyn Kv, key: &[u8]) -> Option<bool> {
     }
 }
 
+/// Returns the value of an index key that belongs.
+fn value_of(kv: &dyn Kv, key: &[u8]) -> Vec<u8> {
+    let session = match key.first() {
+        Some(b'A') => session::find(kv, SessionId(keys::second(key))),
+        _ => None,
+    };
+    session.map_or_else(Vec::new, |session| session.opening.living_value())
+}
+
 /// Adds or removes an index key as needed. Returns false when it was right, or nobody can say.
 pub(super) fn set_right(view: &mut View, key: &[u8]) -> bool {
     let (is_there, Some(belongs)) = (view.get(key).is_some(), belongs(view, key)) else { return false };
     match (is_there, belongs) {
-        (false, true) => view.put(key.to_vec(), Vec::new()),
+        (false, true) => {
+            let value = value_of(view, key);
+            view.put(key.to_vec(), value);
+        }
         (true, false) => view.delete(key.to_vec()),
         _ => return false,
     }

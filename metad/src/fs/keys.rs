@@ -13,7 +13,7 @@
 //! | `Q` | session, ino | empty: unlinked inodes by session |
 //! | `R` | ino | empty: removed inodes whose content is still being deleted |
 //! | `S` | session | [`Session`](super::session::Session) |
-//! | `A` | name in the certificate (hash), session | empty: living sessions |
+//! | `A` | name in the certificate (hash), session | living sessions: empty, or the root of a confined one, eight bytes |
 //! | `W` | name in the certificate (hash), place in the order of ends, session | empty: ended sessions, stored for their replies |
 //! | `T` | token, session | empty: sessions by the token of their opening |
 //! | `Y` | session, batch number | stored reply (I1) |
@@ -28,6 +28,7 @@
 //! | `V` | hash of what is revoked | [`RevokedInfo`](wire::message::cert::RevokedInfo) |
 //! | `N` | number | [`AuditRecord`](wire::message::cert::AuditRecord) |
 //! | `C` | name | cluster setting or counter |
+//! | `d` | ino, parent, name | empty: the entries of an inode that has several |
 //!
 //! Structured values are coded by `wire::codec` (a version byte, then postcard). Those of the tables `I`, `L`, `D`, `E` and
 //! `X` begin with the newest snapshot number at their writing (see [`numbered`](super::numbered)).

@@ -2,11 +2,13 @@
 
 use super::keys;
 use super::session::{
-    INO_RANGES_MAX, Opening, SESSIONS_MAX, SESSIONS_PER_CLIENT_MAX, Session, find, find_or_ended, forget_used,
+    Confined, INO_RANGES_MAX, Opening, SESSIONS_MAX, SESSIONS_PER_CLIENT_MAX, Session, find, find_or_ended, forget_used,
 };
 use super::settings::take_numbers;
 use super::view::{Kv, KvExt, View};
-use super::{Context, lock, orphan};
+use super::{CommandReply, Context, borders, lock, orphan};
+use std::borrow::Cow;
+use wire::FsError;
 use wire::ids::{BatchSeq, Ino, SessionId};
 
 /// Ended sessions of one certificate whose unacknowledged replies are retained. Those that ended earlier are forgotten.
@@ -15,16 +17,22 @@ const ENDED_MAX: usize = 256;
 
 /// `Command::OpenSession`. When a client that got no answer asks again, this returns the session that was opened the
 /// first time: a new one would find no inode numbers left to take over. If the first one has ended meanwhile, its
-/// numbers are taken over. Returns `None` when the client has, or all clients together have, as many sessions as are
+/// numbers are taken over. Answers `Stale` when the client has, or all clients together have, as many sessions as are
 /// allowed.
-pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Option<SessionId> {
-    let first = opening.token.and_then(|token| find_by_token(view, token, &opening.client));
+pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> CommandReply {
+    let first = opening.token.and_then(|token| find_by_token(view, token, opening));
     if let Some((id, _)) = first.as_ref().filter(|(_, session)| !session.has_ended()) {
-        return Some(*id);
+        return CommandReply::Session(*id);
     }
+    // On the state that this meets: whatever was looked up before may have moved.
+    let opening = match resolved(view, opening) {
+        Ok(opening) => opening,
+        Err(error) => return CommandReply::Failed(error),
+    };
+    let opening = &*opening;
     let mut inos = Vec::new();
     for old in [opening.resumes, first.map(|(id, _)| id)].into_iter().flatten() {
-        inos.extend(take_over(view, context, old, &opening.client));
+        inos.extend(take_over(view, context, old, opening));
     }
     // Only as many as one session could have leased: numbers taken over again and again would grow without bound.
     for range in inos.drain(..inos.len().saturating_sub(INO_RANGES_MAX)) {
@@ -33,16 +41,25 @@ pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Opt
     // Checked after the replaced session has ended: a client that comes back needs no more room.
     let is_full = |range, most| view.pairs(range, most).len() >= most;
     if is_full(keys::living_of(&opening.client), SESSIONS_PER_CLIENT_MAX) || is_full(keys::all_living(), SESSIONS_MAX) {
-        return None;
+        return CommandReply::Stale;
     }
     let id = new_number(view, opening.token);
     let session = Session { opening: opening.clone(), acked: BatchSeq::default(), inos, ended: None };
     view.store(keys::session(id), &session);
-    view.put(keys::living(&opening.client, id), Vec::new());
+    view.put(keys::living(&opening.client, id), opening.living_value());
     if let Some(token) = opening.token {
         view.put(keys::token(token, id), Vec::new());
     }
-    Some(id)
+    CommandReply::Session(id)
+}
+
+/// Returns an opening with the directory that its path leads to.
+fn resolved<'a>(kv: &dyn Kv, opening: &'a Opening) -> Result<Cow<'a, Opening>, FsError> {
+    let Some(Confined { subtree: Some(path), squash, root: _ }) = &opening.confined else {
+        return Ok(Cow::Borrowed(opening));
+    };
+    let confined = Confined { subtree: Some(path.clone()), squash: *squash, root: borders::resolve(kv, path)? };
+    Ok(Cow::Owned(Opening { confined: Some(confined), ..opening.clone() }))
 }
 
 /// Returns the number of a new session. It follows from the token, which only its client knows, and from how many
@@ -68,19 +85,27 @@ fn number_of(count: u64, token: Option<u64>) -> SessionId {
 }
 
 /// Returns the session that a client has opened with a token: the living one, or the one that ended last.
-fn find_by_token(kv: &dyn Kv, token: u64, client: &str) -> Option<(SessionId, Session)> {
+fn find_by_token(kv: &dyn Kv, token: u64, opening: &Opening) -> Option<(SessionId, Session)> {
     // Tokens are chosen by clients. If others use the same one, there are a few more sessions to look at.
     let found = kv.pairs(keys::tokens(token), SESSIONS_MAX);
     let ids = found.iter().map(|(key, _)| SessionId(keys::second(key)));
     let sessions = ids.filter_map(|id| Some((id, find_or_ended(kv, id)?)));
-    let own = sessions.filter(|(_, session)| session.opening.client == client);
+    let own = sessions.filter(|(_, session)| is_of_same_client(&session.opening, opening));
     own.max_by_key(|(_, session)| session.ended.unwrap_or(u64::MAX))
+}
+
+/// Returns whether two sessions are of one certificate, or of those that renewed it. What is confined to another subtree
+/// is another client.
+fn is_of_same_client(one: &Opening, other: &Opening) -> bool {
+    let bounds = |opening: &Opening| opening.confined.as_ref().map(|of| (of.subtree.clone(), of.squash));
+    one.client == other.client && bounds(one) == bounds(other)
 }
 
 /// Ends a session in favour of another one of the same client, which takes over its unused inode numbers and sends what
 /// was made with them under a delegation.
-fn take_over(view: &mut View, context: &Context, old: SessionId, client: &str) -> Vec<(Ino, Ino)> {
-    let Some(session) = find_or_ended(view, old).filter(|session| session.opening.client == client) else {
+fn take_over(view: &mut View, context: &Context, old: SessionId, opening: &Opening) -> Vec<(Ino, Ino)> {
+    let old_one = find_or_ended(view, old).filter(|session| is_of_same_client(&session.opening, opening));
+    let Some(session) = old_one else {
         return Vec::new();
     };
     if !session.has_ended() {
@@ -157,6 +182,7 @@ mod tests {
             caches: true,
             resumes: None,
             token: Some(7),
+            confined: None,
         };
         let session = Session { opening, acked: BatchSeq::default(), inos: Vec::new(), ended: None };
         view.store(keys::session(first), &session);

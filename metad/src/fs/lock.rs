@@ -3,8 +3,11 @@
 use super::Context;
 use super::inode::Inode;
 use super::keys;
+use super::session;
+use super::subtree::{self, Scope};
 use super::view::{Kv, KvExt, View};
 use serde::{Deserialize, Serialize};
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use wire::FsError;
@@ -94,13 +97,34 @@ fn joined(mut held: Vec<HeldLock>) -> Vec<HeldLock> {
     ranges
 }
 
+/// Returns those of some sessions that are of confined clients who do not see an inode any more. Their locks on it stand in
+/// nobody's way.
+fn without_sight(kv: &dyn Kv, inode: &Inode, holders: impl Iterator<Item = SessionId>) -> BTreeSet<SessionId> {
+    let roots = OnceCell::new();
+    let holders: BTreeSet<SessionId> = holders.collect();
+    let has_lost = |id: &SessionId| {
+        let confined = session::find(kv, *id).and_then(|session| session.opening.confined);
+        confined.is_some_and(|confined| {
+            let scope = Scope { root: confined.root, session: *id };
+            !scope.is_among(kv, inode, roots.get_or_init(|| subtree::roots_of(kv, inode)))
+        })
+    };
+    holders.into_iter().filter(has_lost).collect()
+}
+
 /// `Op::SetLock`.
 pub(super) fn set(view: &mut View, context: &Context, ino: Ino, lock: &Lock) -> Result<OpReply, FsError> {
-    Inode::load(view, ino)?;
+    let inode = Inode::load(view, ino)?;
     if lock.start >= lock.end {
         return Err(FsError::Invalid);
     }
-    let held = load(view, ino);
+    let mut held = load(view, ino);
+    let in_the_way = held.iter().filter(|held| held.conflicts(context.session, lock));
+    let lost = without_sight(view, &inode, in_the_way.map(|held| held.session));
+    if !lost.is_empty() {
+        held.retain(|held| !lost.contains(&held.session));
+        lost.iter().for_each(|session| save(view, ino, *session, &held));
+    }
     if held.iter().any(|held| held.conflicts(context.session, lock)) {
         return Err(FsError::WouldBlock);
     }
@@ -139,8 +163,20 @@ pub(super) fn unlock(
 
 /// Returns the first lock, by start, that conflicts with a wanted one.
 pub(super) fn conflicting(kv: &dyn Kv, session: SessionId, ino: Ino, wanted: &Lock) -> Option<Lock> {
-    let in_the_way = load(kv, ino).into_iter().filter(|held| held.conflicts(session, wanted));
-    in_the_way.map(|held| held.lock).min_by_key(|lock| lock.start)
+    let mut held = load(kv, ino);
+    held.retain(|held| held.conflicts(session, wanted));
+    if !held.is_empty()
+        && let Some(inode) = kv.load::<Inode>(&keys::inode(ino))
+    {
+        let lost = without_sight(kv, &inode, held.iter().map(|held| held.session));
+        held.retain(|held| !lost.contains(&held.session));
+    }
+    held.into_iter().map(|held| held.lock).min_by_key(|lock| lock.start)
+}
+
+/// Returns whether a session holds locks on an inode.
+pub fn holds(kv: &dyn Kv, session: SessionId, ino: Ino) -> bool {
+    kv.get(&keys::session_lock(session, ino)).is_some()
 }
 
 /// Returns the sessions that hold locks according to a stored value; `None` when it cannot be decoded.
@@ -187,7 +223,8 @@ mod tests {
         const FILE: Ino = Ino(7);
         let (state, session) = (MemoryKv::default(), SessionId(1));
         let mut view = View::new(&state);
-        let context = Context { now: Timestamp::default(), entry: Timestamp::default(), session };
+        let context =
+            Context { now: Timestamp::default(), entry: Timestamp::default(), session, root: Ino::ROOT, copy_to: None };
         let posix = |start, end| Lock { family: LockFamily::Posix, owner: 1, pid: 1, start, end, exclusive: true };
         let most: Vec<HeldLock> =
             (0..LOCKS_MAX as u64).map(|n| HeldLock { session, lock: posix(n * 10, n * 10 + 5) }).collect();
@@ -206,7 +243,10 @@ mod tests {
         const FILE: Ino = Ino(7);
         let (state, session) = (MemoryKv::default(), SessionId(1));
         let mut view = View::new(&state);
-        let (context, reader) = (Context { now: Timestamp::default(), entry: Timestamp::default(), session }, 1);
+        let (context, reader) = (
+            Context { now: Timestamp::default(), entry: Timestamp::default(), session, root: Ino::ROOT, copy_to: None },
+            1,
+        );
         let lock = |n: u64| {
             let (family, owner) = (LockFamily::Posix, n % 5);
             Lock { family, owner, pid: reader, start: n * 10, end: n * 10 + 5, exclusive: false }

@@ -10,7 +10,9 @@ use super::inode::Inode;
 use super::keys;
 use super::session;
 use super::settings::inodes_changed;
+use super::subtree;
 use super::view::{Kv, KvExt, View};
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use wire::ids::{Ino, SessionId};
 
@@ -23,7 +25,16 @@ const REAP_EXTENTS: usize = 512;
 /// handles unless `released` names the inode.
 pub(super) fn unlinked(view: &mut View, context: &Context, inode: &Inode, released: Option<Ino>) -> bool {
     let ino = inode.attr.ino;
-    let mut holders: BTreeSet<SessionId> = session::living(view);
+    let living = session::living_with_roots(view).into_iter();
+    // A confined session is not told about what lies elsewhere. Whoever removes it has seen it.
+    let above = OnceCell::new();
+    let may_hold = |(id, root): &(SessionId, Option<Ino>)| match root {
+        Some(root) if *root != Ino::ROOT && *id != context.session => {
+            above.get_or_init(|| subtree::above(view, inode.parent)).contains(root)
+        }
+        _ => true,
+    };
+    let mut holders: BTreeSet<SessionId> = living.filter(may_hold).map(|(id, _)| id).collect();
     if released == Some(ino) {
         holders.remove(&context.session);
     }

@@ -19,6 +19,11 @@ pub fn read(kv: &dyn Kv, session: SessionId, question: &Read) -> Result<ReadRepl
     // I2: an answer that takes several look-ups is of one moment. Otherwise a commit between them would show a hole
     // where neither the old nor the new content has one.
     let _held = kv.hold();
+    held(kv, session, question)
+}
+
+/// Answers a question about a map that stays as it is meanwhile.
+pub(super) fn held(kv: &dyn Kv, session: SessionId, question: &Read) -> Result<ReadReply, FsError> {
     match question {
         Read::Lookup { parent, name } => lookup(kv, *parent, name),
         Read::GetAttr { ino } => Ok(ReadReply::Attr(load(kv, *ino)?.attr)),

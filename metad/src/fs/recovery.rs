@@ -99,7 +99,8 @@ pub fn drop_orphans(view: &mut View, now: Timestamp, limit: usize) -> usize {
 }
 
 fn context(view: &View, now: Timestamp) -> Context {
-    Context { now, entry: retention::not_before_pins(view, now), session: SessionId::default() }
+    let entry = retention::not_before_pins(view, now);
+    Context { now, entry, session: SessionId::default(), root: Ino::ROOT, copy_to: None }
 }
 
 /// Returns the tables whose values hold versions.

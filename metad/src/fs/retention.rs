@@ -141,7 +141,13 @@ mod tests {
         let hash = BlockHash([number; 32]);
         change(kv, |view| {
             let entry = not_before_pins(view, at(ms));
-            let context = Context { now: at(ms), entry, session: SessionId::default() };
+            let context = Context {
+                now: at(ms),
+                entry,
+                session: SessionId::default(),
+                root: wire::ids::Ino::ROOT,
+                copy_to: None,
+            };
             if is_begun {
                 blockref::add(view, &hash, &BlockForm::plain(1));
             } else {

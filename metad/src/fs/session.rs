@@ -5,11 +5,13 @@ use super::settings::{NEXT_INO, take_numbers};
 use super::view::{Kv, KvExt, View};
 use super::{Context, Refused, apply_ops};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use wire::FsError;
 use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::limits::{BATCH_OPS_MAX, INO_RANGE, SESSION_REPLIES_MAX};
 use wire::op::{Batch, BatchReply, OpFailed, OpReply};
+use wire::tls::{ClientGrant, Squash};
 
 /// Ranges of inode numbers that a session holds at most. Older ones are used up or forfeited.
 pub(super) const INO_RANGES_MAX: usize = 16;
@@ -37,6 +39,66 @@ pub struct Opening {
     pub resumes: Option<SessionId>,
     /// Distinguishes this opening from others of the same client.
     pub token: Option<u64>,
+    /// The bounds of a confined client.
+    pub confined: Option<Confined>,
+}
+
+/// The bounds of a confined client, by its certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confined {
+    /// Path of its subtree when the session was opened, if it has one.
+    pub subtree: Option<String>,
+    /// The directory that this path led to, or the root of the filesystem: the session stays there, wherever it is moved. It
+    /// is looked up when the opening is applied.
+    pub root: Ino,
+    /// Whose rights its users have.
+    pub squash: Squash,
+}
+
+impl Opening {
+    /// Returns whether the session is one of a client with this grant.
+    #[must_use]
+    pub fn fits(&self, grant: &ClientGrant) -> bool {
+        match &self.confined {
+            Some(confined) => confined.subtree == grant.subtree && confined.squash == grant.squash,
+            None => grant.subtree.is_none() && grant.squash == Squash::None,
+        }
+    }
+
+    /// Returns the name under which the client's journals are kept. What is confined to another subtree is another client,
+    /// whatever its name: NUL is in no name of a certificate.
+    #[must_use]
+    pub(super) fn owner_of_journals(&self) -> Cow<'_, str> {
+        match &self.confined {
+            None => Cow::Borrowed(&self.client),
+            Some(Confined { subtree, squash, root: _ }) => {
+                let ids = match squash {
+                    Squash::None => String::new(),
+                    Squash::Root { uid, gid } => format!("root:{uid}:{gid}"),
+                    Squash::All { uid, gid } => format!("all:{uid}:{gid}"),
+                };
+                Cow::Owned(format!("{}\0{ids}\0{}", self.client, subtree.as_deref().unwrap_or_default()))
+            }
+        }
+    }
+
+    /// Returns the directory that is the client's root.
+    #[must_use]
+    pub fn root(&self) -> Ino {
+        self.confined.as_ref().map_or(Ino::ROOT, |confined| confined.root)
+    }
+
+    /// Returns whose rights the client's users have.
+    #[must_use]
+    pub fn squash(&self) -> Squash {
+        self.confined.as_ref().map_or(Squash::None, |confined| confined.squash)
+    }
+
+    /// Returns the value of the session's key among the living ones.
+    #[must_use]
+    pub(super) fn living_value(&self) -> Vec<u8> {
+        self.confined.as_ref().map_or_else(Vec::new, |confined| confined.root.0.to_be_bytes().to_vec())
+    }
 }
 
 /// The stored record of a session.
@@ -84,6 +146,28 @@ pub fn living(kv: &dyn Kv) -> BTreeSet<SessionId> {
         true
     });
     ids
+}
+
+/// Returns the living sessions of confined clients.
+pub fn confined(kv: &dyn Kv) -> BTreeSet<SessionId> {
+    let sessions = living_with_roots(kv).into_iter();
+    sessions.filter(|(_, root)| root.is_some()).map(|(id, _)| id).collect()
+}
+
+/// Returns all living sessions with the roots of the confined ones.
+pub(super) fn living_with_roots(kv: &dyn Kv) -> BTreeMap<SessionId, Option<Ino>> {
+    let mut sessions = BTreeMap::new();
+    kv.scan(keys::all_living(), &mut |key, value| {
+        let root = <[u8; 8]>::try_from(value).ok().map(|bytes| Ino(u64::from_be_bytes(bytes)));
+        sessions.insert(SessionId(keys::second(key)), root);
+        true
+    });
+    sessions
+}
+
+/// Returns whether a batch was applied, and its reply is still stored.
+pub fn has_reply(kv: &dyn Kv, id: SessionId, seq: BatchSeq) -> bool {
+    kv.get(&keys::reply(id, seq)).is_some()
 }
 
 /// Returns all sessions, also those that are stored only for their replies.
@@ -135,7 +219,12 @@ pub(super) fn apply_batch(
     let reply = if batch.ops.len() > BATCH_OPS_MAX {
         Err(OpFailed { index: 0, error: FsError::Invalid })
     } else {
-        apply_ops(view, &Context { session: id, ..*context }, &batch.ops)
+        apply_ops(
+            view,
+            &Context { session: id, ..*context },
+            batch,
+            Some(&session.opening).filter(|opening| opening.confined.is_some()),
+        )
     };
     view.store(key, &reply);
     Ok(reply)

@@ -1,10 +1,11 @@
 //! Tests of the state machine against a plain model, and of the invariants that it holds.
 
 mod bounds;
+mod confined;
 mod formats;
 mod recovery;
 
-use super::session::Opening;
+use super::session::{Confined, Opening};
 use super::view::MemoryKv;
 use super::{Command, CommandReply, Refused, Stamped, View, apply, check, read, settings};
 use proptest::prelude::*;
@@ -43,13 +44,18 @@ impl World {
     }
 
     fn session(&mut self) -> SessionId {
+        self.session_of("c", None)
+    }
+
+    fn session_of(&mut self, client: &str, confined: Option<Confined>) -> SessionId {
         let opening = Opening {
             host: "h".to_owned(),
             purpose: "test".to_owned(),
-            client: "c".to_owned(),
+            client: client.to_owned(),
             caches: false,
             resumes: None,
             token: None,
+            confined,
         };
         let CommandReply::Session(id) = self.apply(Command::OpenSession(opening)) else { panic!("no session") };
         self.seqs.insert(id, 0);
@@ -67,7 +73,7 @@ impl World {
     fn run(&mut self, id: SessionId, ops: Vec<Op>) -> BatchReply {
         let seq = self.seqs.get_mut(&id).unwrap();
         *seq += 1;
-        let batch = Batch { seq: BatchSeq(*seq), acked: BatchSeq(*seq - 1), ops };
+        let batch = Batch { seq: BatchSeq(*seq), acked: BatchSeq(*seq - 1), caller: None, ops };
         self.submit(id, &batch).unwrap()
     }
 
@@ -132,7 +138,12 @@ const A: u64 = 1024;
 fn a_batch_sent_twice_is_applied_once_and_answers_the_same() {
     let mut world = World::new();
     let id = world.session();
-    let batch = Batch { seq: BatchSeq(2), acked: BatchSeq(1), ops: vec![create(Ino::ROOT, "a", A, NewInode::Regular)] };
+    let batch = Batch {
+        seq: BatchSeq(2),
+        acked: BatchSeq(1),
+        caller: None,
+        ops: vec![create(Ino::ROOT, "a", A, NewInode::Regular)],
+    };
     let first = world.submit(id, &batch).unwrap();
     assert!(first.is_ok());
     let state = world.kv.clone();
@@ -148,6 +159,7 @@ fn independent_batches_of_a_session_may_overtake_each_other() {
     let batch = |seq, name: &str, ino| Batch {
         seq: BatchSeq(seq),
         acked: BatchSeq(1),
+        caller: None,
         ops: vec![create(Ino::ROOT, name, ino, NewInode::Regular)],
     };
     assert!(world.submit(id, &batch(3, "b", A + 1)).unwrap().is_ok());

@@ -81,9 +81,9 @@ pub(super) fn remove(view: &mut View, context: &Context, ino: Ino, name: &[u8]) 
     Ok(OpReply::Done)
 }
 
-/// Gives an inode the attributes of another one.
-pub(super) fn copy(view: &mut View, from: Ino, to: Ino) {
-    for name in names(view, from) {
+/// Gives an inode those attributes of another one whose names are among these.
+pub(super) fn copy(view: &mut View, from: Ino, to: Ino, is_given: &dyn Fn(&[u8]) -> bool) {
+    for name in names(view, from).into_iter().filter(|name| is_given(name)) {
         if let Some(value) = numbered::load_bytes(view, &keys::xattr(from, &name)) {
             numbered::store_bytes(view, keys::xattr(to, &name), &value);
         }

@@ -16,9 +16,11 @@
 //! session reads a state older than what a delegation's holder has done, unless the holder has been silent for longer
 //! than its leases, or has kept others waiting for too long.
 
+mod confinement;
 mod eviction;
 
 use super::patience::Patience;
+use confinement::Bounds;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -89,6 +91,8 @@ struct Holder {
     only_reads: bool,
     /// The event that it acknowledges once it has sent what it had not sent when it attached.
     dirty: Option<Seq>,
+    /// The bounds of a confined client.
+    bounds: Option<Bounds>,
     inos: HashSet<Ino>,
 }
 
@@ -150,6 +154,8 @@ pub struct Table {
     arriving: u32,
     /// The patience left with clients whose sessions attach dirty, whatever their sessions.
     clients: HashMap<u64, Patience>,
+    /// How many of the holders are confined.
+    confined: usize,
     /// Sessions that operators end: they are granted nothing any more. The last one is the last.
     evicted: VecDeque<SessionId>,
 }
@@ -172,6 +178,7 @@ impl Table {
             recent: VecDeque::with_capacity(CHANGES_REMEMBERED),
             arriving: 0,
             clients: HashMap::new(),
+            confined: 0,
             evicted: VecDeque::new(),
         }
     }
@@ -182,14 +189,18 @@ impl Table {
         self.lease
     }
 
-    /// Records the client of a session that is about to attach, and whether it may change anything. An evicted one does
-    /// not attach, and leaves nothing behind.
-    pub fn introduce(&mut self, session: SessionId, client: u64, may_change: bool) {
+    /// Records the client of a session that is about to attach, and whether it may have anything to send later. A confined
+    /// client has a root. An evicted one does not attach, and leaves nothing behind.
+    pub fn introduce(&mut self, session: SessionId, client: u64, may_change: bool, root: Option<Ino>) {
         if self.is_evicted(session) {
             return;
         }
         let holder = self.holders.entry(session).or_default();
         (holder.client, holder.only_reads) = (Some(client), !may_change);
+        if holder.bounds.is_none() && root.is_some() {
+            holder.bounds = root.map(Bounds::of);
+            self.confined += 1;
+        }
     }
 
     /// Lets a session follow events from now on, by this stream. Its caches are empty: it emptied them before it asked.
@@ -235,7 +246,8 @@ impl Table {
     pub fn remove(&mut self, session: SessionId) {
         self.release_all(session);
         self.finish_sending_all(session);
-        self.holders.remove(&session);
+        let removed = self.holders.remove(&session);
+        self.confined -= usize::from(removed.is_some_and(|holder| holder.bounds.is_some()));
         self.recalled.retain(|_, notices| {
             notices.retain(|notice| notice.session != session);
             !notices.is_empty()
@@ -329,6 +341,9 @@ impl Table {
     /// leases of a session that holds too many.
     pub fn grant(&mut self, session: SessionId, inos: &[Ino], stamp: u64, now: Instant) -> (bool, Option<Notice>) {
         if self.may_have_changed(inos, stamp) || inos.iter().any(|ino| self.changing.contains_key(ino)) {
+            return (false, None);
+        }
+        if self.bounds_of(session).is_some_and(|bounds| bounds.may_be_left(stamp)) {
             return (false, None);
         }
         self.insert(session, inos, now)
@@ -479,6 +494,10 @@ impl Table {
     /// that were just granted.
     pub fn delegate(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> Vec<Ino> {
         let mut given = Vec::new();
+        // What a confined client sends later might have to be refused.
+        if self.bounds_of(session).is_some() {
+            return given;
+        }
         for ino in inos {
             let alone = self.held.get(ino).is_some_and(|held_by| held_by.as_slice() == [session]);
             let quiet = self.contended.get(ino).is_none_or(|at| now - *at >= CONTENTION_PAUSE);
@@ -580,6 +599,10 @@ impl Table {
 
     /// Inserts leases only if the session does not come to hold too many.
     fn insert_if_room(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> bool {
+        // Without a stamp it is not known whether any of it has left a subtree since.
+        if self.bounds_of(session).is_some() {
+            return false;
+        }
         self.holders.get(&session).is_some_and(|holder| holder.inos.len() + inos.len() <= self.held_max())
             && self.insert(session, inos, now).0
     }

@@ -5,20 +5,21 @@ use super::snapshot;
 use super::types::{Entry, LogId, Membership, Snapshot, SnapshotFile, SnapshotMeta, TypeConfig};
 use crate::error::{Error, REPLACE, caught};
 use crate::fs::view::View;
-use crate::fs::{self, Command, CommandReply, Stamped, rules, settings};
+use crate::fs::{self, Command, CommandReply, Stamped, rules, session, settings};
 use crate::store::Store;
 use futures::{FutureExt, Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio::task::{block_in_place, spawn_blocking};
 use wire::codec;
-use wire::ids::MetadId;
+use wire::ids::{MetadId, SessionId};
 use wire::message::check::CheckId;
 
 /// Entries applied before one write to the store.
@@ -45,6 +46,8 @@ pub struct Machine {
     building: Arc<AsyncMutex<()>>,
     position: Position,
     digests: Arc<Digests>,
+    /// Sessions of confined clients that live, or did.
+    confined: BTreeSet<SessionId>,
 }
 
 impl Machine {
@@ -65,7 +68,8 @@ impl Machine {
             snapshot::load(&file, &store, &codec::encode(&position)).map_err(disk)?;
         }
         let (publishing, building, digests) = (Arc::default(), Arc::default(), Arc::default());
-        Ok(Self { store, dir: dir.to_owned(), publishing, building, position, digests })
+        let confined = session::confined(&*store);
+        Ok(Self { store, dir: dir.to_owned(), publishing, building, position, digests, confined })
     }
 
     /// Returns the last entry that it has applied.
@@ -123,12 +127,30 @@ impl Machine {
         self.position.applied = Some(entry.log_id);
         match entry.payload {
             EntryPayload::Blank => CommandReply::Done,
-            EntryPayload::Normal(stamped) => fs::apply(view, &stamped),
+            EntryPayload::Normal(stamped) => {
+                let reply = fs::apply(view, &stamped);
+                if let (Command::OpenSession(opening), CommandReply::Session(id)) = (&stamped.command, &reply)
+                    && opening.confined.is_some()
+                {
+                    self.note_confined(view, *id);
+                }
+                reply
+            }
             EntryPayload::Membership(membership) => {
                 settings::note_metads(view, membership.nodes().map(|(id, _)| MetadId(*id)));
                 self.position.membership = Membership::new(Some(entry.log_id), membership);
                 CommandReply::Done
             }
+        }
+    }
+}
+
+impl Machine {
+    /// Notes the session of a confined client. Those that have ended are forgotten when there are many.
+    fn note_confined(&mut self, view: &View, id: SessionId) {
+        self.confined.insert(id);
+        if self.confined.len() > session::SESSIONS_MAX {
+            self.confined = session::confined(view);
         }
     }
 }
@@ -177,8 +199,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 }
             }
             // Passing a few look-ups to another thread would cost more than they do.
+            let confined = &self.confined;
             let is_light = |(entry, _): &EntryResponder<TypeConfig>| match &entry.payload {
-                EntryPayload::Normal(stamped) => stamped.command.is_light(),
+                EntryPayload::Normal(stamped) => stamped.command.is_light(confined),
                 _ => true,
             };
             if ready.len() <= LIGHT_ENTRIES && ready.iter().all(is_light) && !self.store.is_behind() {
@@ -221,6 +244,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         };
         spawn_blocking(work).await.map_err(io::Error::other)??;
         self.position = position;
+        self.confined = session::confined(&*self.store);
         Ok(())
     }
 

@@ -80,6 +80,7 @@ impl std::fmt::Display for CommandReply {
             CommandReply::Issued(_) => "issued",
             CommandReply::Renewed(_) => "renewed",
             CommandReply::Revoked(_) => "revocations changed",
+            CommandReply::Failed(_) => "failed",
         })
     }
 }

@@ -208,7 +208,7 @@ mod tests {
     use wire::ids::BatchSeq;
 
     fn waiting(session: u64, number: u64, (bytes, term, is_heavy): (usize, Option<u64>, bool)) -> Waiting {
-        let batch = Batch { seq: BatchSeq(number), acked: BatchSeq(0), ops: Vec::new() };
+        let batch = Batch { seq: BatchSeq(number), acked: BatchSeq(0), caller: None, ops: Vec::new() };
         Waiting { session: SessionId(session), batch, term, bytes, is_heavy, reply: oneshot::channel().0 }
     }
 

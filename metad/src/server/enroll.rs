@@ -34,6 +34,10 @@ pub(super) async fn expire_tokens(shared: &Shared) {
     }
 }
 
+fn has_dots(path: &str) -> bool {
+    path.split('/').any(|name| name == "..")
+}
+
 impl Server {
     pub(super) async fn create_token(&self, peer: &PeerIdentity, new: NewToken) -> Result<AdminReply, ProposeError> {
         if let Err(reason) = self.check_token(&new) {
@@ -67,8 +71,11 @@ impl Server {
         if new.grant != ClientGrant::default() && new.role != Role::Client {
             return Err(format!("only clients can be restricted, not the role {}", new.role));
         }
-        if new.grant.subtree.as_ref().is_some_and(|path| !path.starts_with('/') || path.len() > SUBTREE_BYTES_MAX) {
-            return Err(format!("a client is confined to an absolute path of at most {SUBTREE_BYTES_MAX} bytes"));
+        let is_path = |path: &String| path.starts_with('/') && path.len() <= SUBTREE_BYTES_MAX && !has_dots(path);
+        if new.grant.subtree.as_ref().is_some_and(|path| !is_path(path)) {
+            return Err(format!(
+                "a client is confined to an absolute path without .. of at most {SUBTREE_BYTES_MAX} bytes"
+            ));
         }
         let name = new.name.clone().unwrap_or_else(|| "the new client".to_owned());
         // Nobody would serve its holder.

@@ -5,15 +5,15 @@
 //! A removed file concerns every session, and each answers with a batch. Where files are removed faster than the
 //! sessions can be asked, they learn of them with their keep-alives, many at a time.
 
+use crate::in_place::in_place;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use wire::ids::{Ino, SessionId};
 use wire::message::event::MetaEvent;
-use wire::op::Op;
 use wire::quic::EventSender;
 
 /// Events that wait for a slow session. With more, its stream ends, and it attaches anew with empty caches.
@@ -26,6 +26,11 @@ const QUEUE_RESERVED: usize = QUEUE / 2;
 const ORPHANS_ASKED_PER_SECOND: u32 = 500;
 /// Sessions that may be asked at once after a pause: a few removals in a cluster of a few hundred mounts.
 const ORPHANS_ASKED_AT_ONCE: u32 = 1_000;
+
+/// Confined sessions, with their roots.
+type Bounded = [(SessionId, Ino)];
+/// Returns which of some inodes each of these sessions sees.
+type SeenBy<'a> = &'a dyn Fn(&Bounded, &[Ino]) -> BTreeMap<SessionId, Vec<Ino>>;
 
 /// The open streams.
 #[derive(Default)]
@@ -61,14 +66,17 @@ struct Stream {
     /// If a session has several streams, the last one counts.
     number: u64,
     queue: mpsc::Sender<MetaEvent>,
+    /// The root of a confined client: it hears of nothing elsewhere.
+    root: Option<Ino>,
 }
 
 impl Events {
-    /// Opens a new stream for a session, with this number: from now on the session's events are queued for it.
-    pub fn open(&self, session: SessionId) -> (u64, mpsc::Receiver<MetaEvent>) {
+    /// Opens a new stream for a session, with this number: from now on the session's events are queued for it. A confined
+    /// session has a root.
+    pub fn open(&self, session: SessionId, root: Option<Ino>) -> (u64, mpsc::Receiver<MetaEvent>) {
         let (queue, events) = mpsc::channel(QUEUE);
         let number = self.opened.fetch_add(1, Ordering::Relaxed);
-        self.streams.lock().insert(session, Stream { number, queue });
+        self.streams.lock().insert(session, Stream { number, queue, root });
         (number, events)
     }
 
@@ -110,26 +118,55 @@ impl Events {
 
     /// Sends an event to every session but `except`.
     pub fn send_to_others(&self, except: SessionId, event: &MetaEvent) {
-        let others: Vec<SessionId> = self.streams.lock().keys().copied().filter(|other| *other != except).collect();
-        for other in others {
+        for (other, _) in self.others(except) {
             self.send(other, event);
+        }
+    }
+
+    fn others(&self, except: SessionId) -> Vec<(SessionId, Option<Ino>)> {
+        let streams = self.streams.lock();
+        streams.iter().filter(|(other, _)| **other != except).map(|(other, stream)| (*other, stream.root)).collect()
+    }
+
+    /// Sends events about inodes to every session but `except`, and to confined ones about those that they see. Which these
+    /// are is asked once for all of them.
+    fn send_about(
+        &self,
+        except: SessionId,
+        inos: &[Ino],
+        seen_by: SeenBy<'_>,
+        events: impl Fn(&[Ino]) -> Vec<MetaEvent>,
+    ) {
+        let mut confined = Vec::new();
+        let for_all = events(inos);
+        for (other, root) in self.others(except) {
+            match root {
+                Some(root) => confined.push((other, root)),
+                None => for_all.iter().for_each(|event| self.send(other, event)),
+            }
+        }
+        if confined.is_empty() {
+            return;
+        }
+        for (other, seen) in in_place(|| seen_by(&confined, inos)) {
+            events(&seen).iter().for_each(|event| self.send(other, event));
         }
     }
 
     /// Asks all other sessions whether they hold these removed files open, unless too many were asked lately: then they
     /// are asked with their keep-alives.
-    pub fn send_orphaned(&self, session: SessionId, inos: Vec<Ino>) {
+    pub fn send_orphaned(&self, session: SessionId, inos: &[Ino], seen_by: SeenBy<'_>) {
         let others = self.streams.lock().len();
         if !inos.is_empty() && self.asked.lock().may_ask(others, Instant::now()) {
-            self.send_to_others(session, &MetaEvent::Orphaned(inos));
+            self.send_about(session, inos, seen_by, |inos| vec![MetaEvent::Orphaned(inos.to_vec())]);
         }
     }
 
-    /// Notifies the sessions that wait for a lock that it was released.
-    pub fn send_unlocked(&self, session: SessionId, ops: &[Op]) {
-        let unlocked = ops.iter().filter_map(|op| if let Op::Unlock { ino, .. } = op { Some(*ino) } else { None });
-        for ino in unlocked.collect::<BTreeSet<_>>() {
-            self.send_to_others(session, &MetaEvent::LockReleased(ino));
+    /// Notifies the sessions that wait for locks that those on these inodes were released.
+    pub fn send_unlocked(&self, session: SessionId, inos: &[Ino], seen_by: SeenBy<'_>) {
+        if !inos.is_empty() {
+            let events = |inos: &[Ino]| inos.iter().copied().map(MetaEvent::LockReleased).collect();
+            self.send_about(session, inos, seen_by, events);
         }
     }
 }
@@ -146,18 +183,39 @@ mod tests {
     #[tokio::test]
     async fn unlocks_of_one_session_leave_room_for_events_that_another_must_not_miss() {
         let (events, liar, honest) = (Events::default(), SessionId(1), SessionId(2));
-        let (_, mut waiting) = events.open(honest);
-        let unlock =
-            |ino| Op::Unlock { ino: Ino(ino), family: wire::op::LockFamily::Posix, owner: 1, start: 0, end: 1 };
-        events.send_unlocked(liar, &vec![unlock(7); QUEUE]);
-        assert_eq!(waiting.len(), 1, "each file once");
-        events.send_unlocked(liar, &(0..2 * QUEUE as u64).map(unlock).collect::<Vec<_>>());
+        let (_, mut waiting) = events.open(honest, None);
+        let inos: Vec<Ino> = (0..2 * QUEUE as u64).map(Ino).collect();
+        events.send_unlocked(liar, &inos, &|_, _| BTreeMap::new());
         events.send(honest, &MetaEvent::RecallAll { seq: 5 });
         let mut last = None;
         while let Ok(event) = waiting.try_recv() {
             last = Some(event);
         }
         assert!(matches!(last, Some(MetaEvent::RecallAll { seq: 5 })), "the stream lives: {last:?}");
+    }
+
+    #[tokio::test]
+    async fn what_confined_sessions_see_is_asked_once_for_all_of_them_and_never_without_them() {
+        let (events, asked) = (Events::default(), AtomicU64::new(0));
+        let seen_by = |confined: &Bounded, inos: &[Ino]| {
+            asked.fetch_add(1, Ordering::Relaxed);
+            confined.iter().filter(|(_, root)| *root == Ino(7)).map(|(id, _)| (*id, inos[1..].to_vec())).collect()
+        };
+        let (_, mut free) = events.open(SessionId(1), None);
+        events.send_unlocked(SessionId(9), &[Ino(3), Ino(4)], &seen_by);
+        assert_eq!((asked.load(Ordering::Relaxed), free.len()), (0, 2));
+        let mut confined: Vec<_> = (2..9).map(|id| events.open(SessionId(id), Some(Ino(5 + id % 3)))).collect();
+        events.send_unlocked(SessionId(9), &[Ino(3), Ino(4)], &seen_by);
+        events.send_orphaned(SessionId(9), &[Ino(3), Ino(4)], &seen_by);
+        assert_eq!((asked.load(Ordering::Relaxed), free.len()), (2, 5));
+        for (id, (_, stream)) in (2..9).zip(&mut confined) {
+            if id % 3 == 2 {
+                assert!(matches!(stream.try_recv(), Ok(MetaEvent::LockReleased(Ino(4)))));
+                assert!(matches!(stream.try_recv(), Ok(MetaEvent::Orphaned(inos)) if inos == [Ino(4)]));
+            }
+            assert!(stream.try_recv().is_err());
+        }
+        assert!(free.try_recv().is_ok());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::shared::Shared;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use wire::ids::{BlockHash, Ino, SessionId};
+use wire::limits::NAME_BYTES_MAX;
 use wire::message::admin::AdminReply;
 use wire::message::check::{BlockUse, CheckId, CheckReply, CheckRequest, CheckedBlock, INDEX_KEY_BYTES_MAX, Repair};
 use wire::op::check_name;
@@ -168,7 +169,10 @@ async fn carry_out(shared: &Shared, asker: &Asker, repairing: repair::Repairing)
     };
     shared.wait_for_others(None).await?;
     // There is no session: whatever any session has cached is recalled.
-    let _changing = shared.begin_change(term, SessionId::default(), touched.into_iter().collect(), false).await?;
+    // Directories may get other parents.
+    let confined = shared.confined().into_iter().map(|(session, _)| session).collect();
+    let touched = (touched.into_iter().collect(), confined);
+    let _changing = shared.begin_change(term, SessionId::default(), touched, false).await?;
     shared.propose_by(Some(term), asker, Change::Repair(repairing)).await
 }
 
@@ -176,7 +180,10 @@ async fn carry_out(shared: &Shared, asker: &Asker, repairing: repair::Repairing)
 fn refused(repair: &Repair) -> Option<String> {
     let name = match repair {
         Repair::Entry { name, .. } | Repair::Rewrite { name, .. } | Repair::Parent { name, .. } => Some(name),
-        Repair::Index(key) if key.len() > INDEX_KEY_BYTES_MAX => return Some("a key is too long".to_owned()),
+        // Some have the name of an entry at their end.
+        Repair::Index(key) if key.len() > INDEX_KEY_BYTES_MAX + NAME_BYTES_MAX => {
+            return Some("a key is too long".to_owned());
+        }
         Repair::NextIno(Ino(number)) | Repair::References { found: number, .. } if *number > NUMBERS_MAX => {
             return Some("a number is too large".to_owned());
         }

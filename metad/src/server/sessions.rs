@@ -1,11 +1,16 @@
 //! Sessions: opening, keeping alive, batches, and the end of silent ones.
 
-use super::{Events, Server, enroll, validate};
+use super::{Events, READ_ATTEMPTS, Server, enroll, validate};
 use crate::Shared;
 use crate::error::ProposeError;
-use crate::fs::session::{self, Opening};
-use crate::fs::{Command, CommandReply, Refused, Stamped, orphan, settings};
-use crate::lease::{self, table::Extension};
+use crate::fs::borders::Borders;
+use crate::fs::session::{self, Confined, Opening, Session};
+use crate::fs::subtree::Scope;
+use crate::fs::view::Kv;
+use crate::fs::{Command, CommandReply, Refused, Stamped, borders, lock, orphan, settings};
+use crate::in_place::in_place;
+use crate::lease::{self, Asked, Granted, table::Extension};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -15,9 +20,9 @@ use wire::ids::{Ino, LayoutEpoch, SessionId};
 use wire::limits::{SESSION_TEXT_BYTES_MAX, SESSION_TTL_MS};
 use wire::message::event::MetaEvent;
 use wire::message::meta::{LeaseState, MetaReply};
-use wire::op::{Batch, Op, OpReply};
+use wire::op::{Batch, Op, OpFailed, OpReply};
 use wire::quic::Incoming;
-use wire::tls::PeerIdentity;
+use wire::tls::{ClientGrant, PeerIdentity, Squash};
 use wire::{FsError, trace};
 
 /// Unlinked inodes that one answer asks about. The next answer goes on from there.
@@ -30,8 +35,12 @@ const EXPIRY_PAUSE: Duration = Duration::from_secs(2);
 impl Server {
     /// Returns whether the session is alive and was opened by this peer's certificate.
     pub(super) fn owns(&self, peer: &PeerIdentity, id: SessionId) -> bool {
-        session::find(&**self.shared.consensus.state(), id)
-            .is_some_and(|session| session.opening.client == peer.subject.name)
+        self.owned(peer, id).is_some()
+    }
+
+    /// Returns the session if it is alive and was opened by this peer's certificate, or by one that had the same bounds.
+    pub(super) fn owned(&self, peer: &PeerIdentity, id: SessionId) -> Option<Session> {
+        session::find(&**self.shared.consensus.state(), id).filter(|session| is_of(session, peer))
     }
 
     /// Records that a session is alive, even if it will get no answer: it is not the session that is silent while this
@@ -52,12 +61,18 @@ impl Server {
         if host.len().max(purpose.len()) > SESSION_TEXT_BYTES_MAX {
             return Ok(MetaReply::Failed(FsError::Invalid));
         }
-        let opening = Opening { host, purpose, client: peer.subject.name.clone(), caches, resumes, token };
+        let confined = bounds(peer);
+        let squash = peer.subject.grant.squash;
+        let client = peer.subject.name.clone();
+        let opening = Opening { host, purpose, client, caches, resumes, token, confined };
         // Sessions are notified under one leadership: another one might let them believe that they are alone.
         let Some(term) = self.shared.consensus.leadership() else {
             return Err(ProposeError::NotLeader(self.shared.consensus.leader().await));
         };
         let arriving = if caches { Some(self.shared.arrive().await?) } else { None };
+        if let Some(path) = &peer.subject.grant.subtree {
+            self.settle_way(path).await?;
+        }
         let stamped = Stamped { now: self.shared.clock.now(), command: Command::OpenSession(opening) };
         let reply = self.shared.consensus.propose_in(Some(term), stamped).await?;
         drop(arriving);
@@ -66,6 +81,11 @@ impl Server {
             CommandReply::Stale => {
                 tracing::warn!(client = peer.subject.name, "no session: there are as many as there may be");
                 return Ok(MetaReply::Failed(FsError::Busy));
+            }
+            CommandReply::Failed(error) => {
+                let (client, path) = (&peer.subject.name, &peer.subject.grant.subtree);
+                tracing::warn!(client, path, %error, "no session: the client's subtree is not there");
+                return Ok(MetaReply::Failed(error));
             }
             _ => return Err(ProposeError::Unknown),
         };
@@ -78,7 +98,26 @@ impl Server {
             ttl_ms: SESSION_TTL_MS,
             now: self.shared.clock.now(),
             layout: settings::layout(&**self.shared.consensus.state()),
+            root: session::find(&**self.shared.consensus.state(), id).map_or(Ino::ROOT, |found| found.opening.root()),
+            squash,
         })
+    }
+
+    /// Waits until others have sent what they did in the directories along a path, under delegations: whoever follows it
+    /// then comes to where it leads.
+    async fn settle_way(&self, path: &str) -> Result<(), ProposeError> {
+        self.shared.wait_for_others(None).await?;
+        for _ in 0..READ_ATTEMPTS {
+            self.shared.consensus.read_barrier().await?;
+            let stamp = self.shared.lease_stamp().ok_or(ProposeError::Unknown)?;
+            let (way, _) = in_place(|| borders::way_along(&**self.shared.consensus.state(), path));
+            let asked = Asked { lease: false, delegate: false, sends: false };
+            // It is no session's yet: none has this number.
+            if !matches!(self.shared.grant(SessionId::default(), &way, stamp, asked).await, Granted::Overtaken) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn keep_alive(
@@ -129,11 +168,12 @@ impl Server {
         if !self.owns(peer, id) {
             return Err("this session has ended, or is another's");
         }
-        let caches = session::find(&**self.shared.consensus.state(), id).is_some_and(|found| found.opening.caches);
+        let Some(found) = self.owned(peer, id) else { return Err("this session has just ended") };
+        let (caches, root) = (found.opening.caches, found.opening.confined.map(|confined| confined.root));
         // In this order: recalls from now on go to the stream.
-        let (stream, events) = self.shared.events.open(id);
+        let (stream, events) = self.shared.events.open(id, root);
         if caches {
-            let seq = self.shared.attach(id, peer, stream, dirty);
+            let seq = self.shared.attach((id, root), peer, stream, dirty);
             self.shared.events.send(id, &MetaEvent::Attached { seq });
         }
         Ok(Followed { events, _attached: Attached { shared: self.shared.clone(), id, stream } })
@@ -152,7 +192,7 @@ impl Server {
         &self,
         peer: &PeerIdentity,
         id: SessionId,
-        batch: Batch,
+        mut batch: Batch,
     ) -> Result<MetaReply, ProposeError> {
         let state = self.shared.consensus.state();
         let mut known = session::find_or_ended(&**state, id);
@@ -162,7 +202,7 @@ impl Server {
             known = session::find_or_ended(&**state, id);
         }
         // A session of another certificate is out of reach.
-        if known.as_ref().is_some_and(|session| session.opening.client != peer.subject.name) {
+        if known.as_ref().is_some_and(|session| !is_of(session, peer)) {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
         // A session that is not known here after the barrier is known nowhere: it disturbs nobody.
@@ -171,8 +211,16 @@ impl Server {
             return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
         }
         self.shared.liveness.heard_session(id, peer);
+        if let Some(confined) = &known.opening.confined {
+            if let Err(failed) = self.check_borders(id, confined.root, &mut batch).await? {
+                return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
+            }
+        } else {
+            // Only of a confined client it matters.
+            batch.caller = None;
+        }
         let has_ended = known.has_ended();
-        let ops = batch.ops.clone();
+        let unlocked = unlocked_by(&**state, id, &batch.ops);
         // In a task of its own: it runs to its end though this request's connection is lost.
         let carrying_out = trace::carried(lease::submit(self.shared.clone(), (id, has_ended), batch));
         let carried_out = self.shared.changes.spawn(carrying_out);
@@ -180,7 +228,7 @@ impl Server {
         Ok(match submitted.outcome {
             Ok(reply) => {
                 if let Ok(replies) = &reply {
-                    self.notify_others(id, &ops, replies);
+                    self.notify_others(id, &unlocked, replies);
                 }
                 MetaReply::Batch { reply, leased: submitted.leased, delegated: submitted.delegated }
             }
@@ -188,11 +236,75 @@ impl Server {
         })
     }
 
-    /// Sends other sessions the events that concern them.
-    fn notify_others(&self, id: SessionId, ops: &[Op], replies: &[OpReply]) {
-        self.shared.events.send_unlocked(id, ops);
-        self.shared.events.send_orphaned(id, orphans_in(replies));
+    /// Refuses a batch that names inodes outside of a client's subtree, before it disturbs anybody there. It is judged once
+    /// more when it is applied.
+    async fn check_borders(
+        &self,
+        id: SessionId,
+        root: Ino,
+        batch: &mut Batch,
+    ) -> Result<Result<(), OpFailed>, ProposeError> {
+        // On an older state, what the client has just made is not there.
+        self.shared.consensus.read_barrier().await?;
+        let state = &**self.shared.consensus.state();
+        if session::has_reply(state, id, batch.seq) {
+            return Ok(Ok(()));
+        }
+        // The client chooses how much there is to look at.
+        let above = match in_place(|| looked_at(state, Scope { root, session: id }, &mut batch.ops)) {
+            Ok(above) => above,
+            Err(failed) => return Ok(Err(failed)),
+        };
+        // What others have not sent yet may move it out.
+        let stamp = self.shared.lease_stamp().ok_or(ProposeError::Unknown)?;
+        self.shared.grant(id, &above, stamp, Asked { lease: false, delegate: false, sends: false }).await;
+        Ok(Ok(()))
     }
+
+    /// Sends other sessions the events that concern them.
+    fn notify_others(&self, id: SessionId, unlocked: &[Ino], replies: &[OpReply]) {
+        let state = &**self.shared.consensus.state();
+        let seen_by = |confined: &[(SessionId, Ino)], inos: &[Ino]| borders::seen_by(state, confined, inos);
+        self.shared.events.send_unlocked(id, unlocked, &seen_by);
+        self.shared.events.send_orphaned(id, &orphans_in(replies), &seen_by);
+    }
+}
+
+/// Returns the inodes on which a session gives up locks that it has, each once.
+fn unlocked_by(state: &dyn Kv, id: SessionId, ops: &[Op]) -> Vec<Ino> {
+    let (mut locked, mut unlocked) = (BTreeSet::new(), BTreeSet::new());
+    for op in ops {
+        match op.plain() {
+            Op::SetLock { ino, .. } => {
+                locked.insert(*ino);
+            }
+            Op::Unlock { ino, .. } if locked.contains(ino) || lock::holds(state, id, *ino) => {
+                unlocked.insert(*ino);
+            }
+            _ => {}
+        }
+    }
+    unlocked.into_iter().collect()
+}
+
+/// Returns the directories that decide whether a client sees what some operations name, if all of it is to be carried out.
+fn looked_at(state: &dyn Kv, scope: Scope, ops: &mut [Op]) -> Result<Vec<Ino>, OpFailed> {
+    let mut borders = Borders::new(state, scope);
+    for (index, op) in ops.iter_mut().enumerate() {
+        borders.check(op).map_err(|error| OpFailed { index: index as u32, error })?;
+    }
+    Ok(borders.above())
+}
+
+/// Returns the bounds of a client by its certificate. Where its subtree is remains to be found.
+fn bounds(peer: &PeerIdentity) -> Option<Confined> {
+    let ClientGrant { subtree, squash, read_only: _ } = &peer.subject.grant;
+    let is_confined = subtree.is_some() || *squash != Squash::None;
+    is_confined.then(|| Confined { subtree: subtree.clone(), root: Ino::ROOT, squash: *squash })
+}
+
+fn is_of(session: &Session, peer: &PeerIdentity) -> bool {
+    session.opening.client == peer.subject.name && session.opening.fits(&peer.subject.grant)
 }
 
 /// Returns the inodes that have lost their last entry, and that sessions may hold open.
@@ -272,7 +384,22 @@ pub async fn expire_silent(shared: Arc<Shared>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::keys;
+    use crate::fs::view::MemoryKv;
     use wire::attr::{Creator, InodeAttr, Timestamp};
+    use wire::op::{Lock, LockFamily};
+
+    #[test]
+    fn a_lock_is_released_only_by_whoever_has_it() {
+        let (mut kv, holder) = (MemoryKv::default(), SessionId(7));
+        kv.0.insert(keys::session_lock(holder, Ino(2)), Vec::new());
+        let family = LockFamily::Flock;
+        let unlock = |ino| Op::Unlock { ino: Ino(ino), family, owner: 1, start: 0, end: 1 };
+        let lock = Lock { family, owner: 1, pid: 1, start: 0, end: 1, exclusive: true };
+        let ops = [unlock(2), unlock(3), Op::SetLock { ino: Ino(4), lock }, unlock(4), unlock(2)];
+        assert_eq!(unlocked_by(&kv, holder, &ops), [Ino(2), Ino(4)]);
+        assert_eq!(unlocked_by(&kv, SessionId(8), &ops), [Ino(4)]);
+    }
 
     #[test]
     fn sessions_are_asked_about_removed_files_and_not_about_directories() {

@@ -107,7 +107,8 @@ fn beyond_size(batch: &Batch) -> Option<usize> {
     if codec::encoded_len(batch) <= BATCH_BYTES_MAX {
         return None;
     }
-    let around = codec::encoded_len(&Batch { ops: Vec::new(), ..*batch }) + LENGTH_BYTES_MAX;
+    let around =
+        codec::encoded_len(&Batch { ops: Vec::new(), caller: batch.caller.clone(), ..*batch }) + LENGTH_BYTES_MAX;
     let mut sums = batch.ops.iter().scan(around, |bytes, op| {
         *bytes += codec::encoded_len(op);
         Some(*bytes)
@@ -152,7 +153,7 @@ mod tests {
     use wire::op::{Expect, JournalPosition, JournaledFile, Lock, LockFamily, XattrMode};
 
     fn of(ops: Vec<Op>) -> Batch {
-        Batch { seq: BatchSeq(1), acked: BatchSeq(0), ops }
+        Batch { seq: BatchSeq(1), acked: BatchSeq(0), caller: None, ops }
     }
 
     fn mkdir(name: &[u8]) -> Op {

@@ -206,7 +206,7 @@ impl Cluster {
 
     pub(super) async fn lookup(&self, session: SessionId, name: &str) -> Option<Ino> {
         let read = Read::Lookup { parent: Ino::ROOT, name: name.into() };
-        match self.ask(MetaRequest::Read { session, read, delegate: false, sends: false }).await {
+        match self.ask(MetaRequest::Read { session, read, delegate: false, sends: false, caller: None }).await {
             MetaReply::Read { answer: Ok(ReadReply::Attr(attr)), .. } => Some(attr.ino),
             MetaReply::Read { answer: Err(_), .. } => None,
             other => panic!("{other:?}"),
@@ -224,7 +224,7 @@ pub(super) struct Session<'a> {
 impl Session<'_> {
     pub(super) async fn run(&mut self, ops: Vec<Op>) -> wire::op::BatchReply {
         self.seq += 1;
-        let batch = Batch { seq: BatchSeq(self.seq), acked: BatchSeq(self.seq - 1), ops };
+        let batch = Batch { seq: BatchSeq(self.seq), acked: BatchSeq(self.seq - 1), caller: None, ops };
         match self.cluster.ask(MetaRequest::Submit { session: self.id, batch }).await {
             MetaReply::Batch { reply, .. } => reply,
             other => panic!("{other:?}"),
@@ -285,7 +285,10 @@ async fn a_batch_sent_again_to_a_new_leader_answers_as_the_first_time() {
     let (id, batch) = {
         let mut session = cluster.session().await;
         let op = session.creation("once");
-        (session.id, Batch { seq: BatchSeq(session.seq + 1), acked: BatchSeq(session.seq), ops: vec![op] })
+        (
+            session.id,
+            Batch { seq: BatchSeq(session.seq + 1), acked: BatchSeq(session.seq), caller: None, ops: vec![op] },
+        )
     };
     let submit = MetaRequest::Submit { session: id, batch };
     let MetaReply::Batch { reply: Ok(first), .. } = cluster.ask(submit.clone()).await else { panic!("not created") };
@@ -434,7 +437,7 @@ async fn latency_of_one_client() {
     for number in 0..3000 {
         let op = session.creation(&format!("file-{number}"));
         session.seq += 1;
-        let batch = Batch { seq: BatchSeq(session.seq), acked: BatchSeq(session.seq - 1), ops: vec![op] };
+        let batch = Batch { seq: BatchSeq(session.seq), acked: BatchSeq(session.seq - 1), caller: None, ops: vec![op] };
         let started = Instant::now();
         let request = MetaRequest::Submit { session: session.id, batch };
         peer.request::<_, MetaReply>(&request, &[], LIMIT).await.unwrap();
@@ -446,7 +449,7 @@ async fn latency_of_one_client() {
     for _ in 0..3000 {
         let started = Instant::now();
         let read = Read::Lookup { parent: Ino::ROOT, name: b"file-7".to_vec() };
-        let request = MetaRequest::Read { session: session.id, read, delegate: false, sends: false };
+        let request = MetaRequest::Read { session: session.id, read, delegate: false, sends: false, caller: None };
         peer.request::<_, MetaReply>(&request, &[], LIMIT).await.unwrap();
         times.push(started.elapsed());
     }

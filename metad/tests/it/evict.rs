@@ -29,7 +29,13 @@ async fn lease(peer: &Peer, session: SessionId) -> (EventReceiver, Instant) {
     let since = Instant::now();
     let alive = ask(peer, &MetaRequest::KeepAlive { session, epoch: LayoutEpoch(0) }).await;
     assert!(matches!(alive, MetaReply::Alive { leases: LeaseState::Extended { .. }, .. }), "{alive:?}");
-    let read = MetaRequest::Read { session, read: Read::GetAttr { ino: Ino::ROOT }, delegate: false, sends: false };
+    let read = MetaRequest::Read {
+        session,
+        read: Read::GetAttr { ino: Ino::ROOT },
+        delegate: false,
+        sends: false,
+        caller: None,
+    };
     let read = ask(peer, &read).await;
     assert!(matches!(read, MetaReply::Read { leased: true, .. }), "{read:?}");
     (events, since)

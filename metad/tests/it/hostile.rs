@@ -61,7 +61,7 @@ pub(super) async fn leading(cluster: &Cluster, endpoint: &Endpoint) -> Peer {
 }
 
 fn submit(session: SessionId, seq: u64, ops: Vec<Op>) -> MetaRequest {
-    MetaRequest::Submit { session, batch: Batch { seq: BatchSeq(seq), acked: BatchSeq(0), ops } }
+    MetaRequest::Submit { session, batch: Batch { seq: BatchSeq(seq), acked: BatchSeq(0), caller: None, ops } }
 }
 
 /// Checks that an honest client makes a file in its normal time.
@@ -180,7 +180,7 @@ async fn a_change_of_an_unknown_session_disturbs_nobody() {
     let _attached: wire::message::event::MetaEvent = events.next().await.unwrap();
     peer.request::<_, MetaReply>(&MetaRequest::KeepAlive { session, epoch: LayoutEpoch(0) }, &[], LIMIT).await.unwrap();
     let read = wire::op::Read::GetAttr { ino: Ino::ROOT };
-    let read = MetaRequest::Read { session, read, delegate: false, sends: false };
+    let read = MetaRequest::Read { session, read, delegate: false, sends: false, caller: None };
     let read = peer.request::<_, MetaReply>(&read, &[], LIMIT).await.unwrap().0;
     assert!(matches!(read, MetaReply::Read { leased: true, .. }), "{read:?}");
     let stranger = client(&cluster.ca, "stranger", false);
@@ -258,7 +258,8 @@ async fn a_block_daemon_cannot_take_the_place_of_another() {
 async fn a_certificate_with_a_restriction_that_nobody_enforces_is_refused() {
     let cluster = Cluster::start(1).await;
     for (subtree, squash) in [(Some("/home".to_owned()), Squash::None), (None, Squash::All { uid: 1, gid: 1 })] {
-        let mut subject = Subject::new(Role::Client, "confined");
+        // Clients alone are confined.
+        let mut subject = Subject::new(Role::Blockd, "confined");
         (subject.grant.subtree, subject.grant.squash) = (subtree, squash);
         let any = "127.0.0.1:0".parse().unwrap();
         let confined = Endpoint::bind(any, &cluster.ca.issue(&subject).unwrap()).unwrap();

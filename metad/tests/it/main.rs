@@ -4,6 +4,7 @@
 mod certs;
 mod cluster;
 mod compare;
+mod confined;
 mod evict;
 mod followers;
 mod hostile;

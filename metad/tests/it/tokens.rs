@@ -140,7 +140,7 @@ async fn an_identity_by_token_is_held_to_what_the_token_says() {
     let opening = MetaRequest::OpenSession { host, purpose, caches: false, resumes: None, token: None };
     let MetaReply::Session { session, .. } = cluster.ask_as(&client, &opening).await else { panic!("no session") };
     let ops = vec![Op::Rmdir { parent: Ino::ROOT, name: b"d".to_vec() }];
-    let batch = Batch { seq: BatchSeq(1), acked: BatchSeq(0), ops };
+    let batch = Batch { seq: BatchSeq(1), acked: BatchSeq(0), caller: None, ops };
     let reply = cluster.ask_as(&client, &MetaRequest::Submit { session, batch }).await;
     let denied = Err(OpFailed { index: 0, error: FsError::ReadOnly });
     assert!(matches!(&reply, MetaReply::Batch { reply, .. } if *reply == denied), "{reply:?}");
@@ -150,11 +150,13 @@ async fn an_identity_by_token_is_held_to_what_the_token_says() {
 async fn tokens_that_would_give_too_much_or_what_nobody_enforces_are_not_made() {
     let cluster = Cluster::start(1).await;
     let good = new(&Secret::random());
-    let confined = ClientGrant { subtree: Some("/home".to_owned()), ..ClientGrant::default() };
+    let confined = |path: &str| ClientGrant { subtree: Some(path.to_owned()), ..ClientGrant::default() };
     let read_only = ClientGrant { read_only: true, ..ClientGrant::default() };
     for (token, word) in [
         (NewToken { role: Role::Admin, ..good.clone() }, "CA itself"),
-        (NewToken { grant: confined, ..good.clone() }, "does not enforce"),
+        (NewToken { grant: confined("home"), ..good.clone() }, "absolute path"),
+        (NewToken { grant: confined("/home/../etc"), ..good.clone() }, "without .."),
+        (NewToken { grant: confined("/home"), role: Role::Blockd, ..good.clone() }, "only clients"),
         (NewToken { grant: read_only, role: Role::Blockd, ..good.clone() }, "only clients"),
         (NewToken { uses: 0, ..good.clone() }, "1 to 1000"),
         (NewToken { uses: 1_001, ..good.clone() }, "1 to 1000"),

@@ -3,18 +3,19 @@
 use super::Shared;
 use super::reply::{Attr, Entry, gone_is_stale};
 use crate::inodes::{ALONE_CACHE_TIME, Trust};
-use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
+use client::NewNode;
+use fuser::{FileAttr, FileType, INodeNo, RenameFlags, Request, TimeOrNow};
 use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use wire::FsError;
 use wire::attr::{AttrChange, FileKind, InodeAttr, TimeChange, Timestamp};
 use wire::ids::Ino;
-use wire::op::NewInode;
+use wire::op::{NewInode, RenameMode};
 
 /// `st_blksize`. Programs that copy choose larger buffers by themselves; the kernel derives block counts from it.
 const BLOCK_SIZE: u32 = 4096;
 /// The bits of `st_mode` that are no file type.
-pub(super) const PERMISSIONS: u32 = 0o7777;
+const PERMISSIONS: u32 = 0o7777;
 
 pub(super) fn file_type(kind: FileKind) -> FileType {
     match kind {
@@ -28,9 +29,9 @@ pub(super) fn file_type(kind: FileKind) -> FileType {
     }
 }
 
-pub(super) fn file_attr(attr: &InodeAttr) -> FileAttr {
+fn file_attr(number: INodeNo, attr: &InodeAttr) -> FileAttr {
     FileAttr {
-        ino: INodeNo(attr.ino.0),
+        ino: number,
         size: attr.size,
         blocks: attr.allocated.div_ceil(512),
         atime: attr.atime.into(),
@@ -49,9 +50,9 @@ pub(super) fn file_attr(attr: &InodeAttr) -> FileAttr {
 }
 
 /// Attributes of `.` and `..` in a listing. The kernel uses only number and kind of them.
-pub(super) fn dot_attr(ino: Ino) -> FileAttr {
+pub(super) fn dot_attr(number: INodeNo) -> FileAttr {
     FileAttr {
-        ino: INodeNo(ino.0),
+        ino: number,
         size: 0,
         blocks: 0,
         atime: UNIX_EPOCH,
@@ -78,6 +79,21 @@ pub(super) fn node_of(mode: u32, rdev: u32) -> Option<NewInode> {
         libc::S_IFSOCK => special(FileKind::Socket),
         libc::S_IFCHR => special(FileKind::CharDevice),
         libc::S_IFBLK => special(FileKind::BlockDevice),
+        _ => None,
+    }
+}
+
+/// Returns what a caller makes.
+pub(super) fn new_node(request: &Request, node: NewInode, mode: u32, umask: u32) -> NewNode {
+    NewNode { node, mode: mode & PERMISSIONS, umask, uid: request.uid(), gid: request.gid() }
+}
+
+/// Returns how a rename treats what is there, or `None` for other flags.
+pub(super) fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
+    match flags {
+        flags if flags.is_empty() => Some(RenameMode::Replace),
+        RenameFlags::RENAME_NOREPLACE => Some(RenameMode::NoReplace),
+        RenameFlags::RENAME_EXCHANGE => Some(RenameMode::Exchange),
         _ => None,
     }
 }
@@ -134,6 +150,16 @@ fn alone(trust: Trust, leased: Duration) -> Duration {
 }
 
 impl Shared {
+    /// Returns the inode that the kernel means.
+    pub(super) fn ino(&self, number: INodeNo) -> Ino {
+        self.nodes.ino(number)
+    }
+
+    /// Attributes in the kernel's form.
+    pub(super) fn file_attr(&self, attr: &InodeAttr) -> FileAttr {
+        file_attr(self.nodes.number(attr.ino), attr)
+    }
+
     /// How long the kernel may cache attributes that it receives now.
     pub(super) fn attr_trust(&self, attr: &InodeAttr) -> Duration {
         if self.inodes.is_written(attr.ino) {
@@ -164,7 +190,7 @@ impl Shared {
 
     fn found(&self, (parent, name): (Ino, &[u8]), attr: &InodeAttr) -> Entry {
         let (attr_trust, entry_trust) = (self.attr_trust(attr), self.name_trust(parent, name, Some(attr.ino)));
-        Entry::Found { attr: file_attr(attr), attr_trust, entry_trust }
+        Entry::Found { attr: self.file_attr(attr), attr_trust, entry_trust }
     }
 
     /// The answer to a lookup.
@@ -191,12 +217,12 @@ impl Shared {
     /// The answer to a request for attributes, when metad need not be asked.
     pub(super) fn known_attr(&self, ino: Ino) -> Option<Attr> {
         let attr = self.client.known_attr(ino)?;
-        Some(Attr { attr: file_attr(&attr), trust: self.attr_trust(&attr) })
+        Some(Attr { attr: self.file_attr(&attr), trust: self.attr_trust(&attr) })
     }
 
     /// The answer to a request that yields an inode's attributes.
     pub(super) async fn attr(&self, asked: impl Future<Output = Result<InodeAttr, FsError>>) -> Result<Attr, FsError> {
         let attr = asked.await.map_err(gone_is_stale)?;
-        Ok(Attr { attr: file_attr(&attr), trust: self.attr_trust(&attr) })
+        Ok(Attr { attr: self.file_attr(&attr), trust: self.attr_trust(&attr) })
     }
 }

@@ -1,12 +1,12 @@
 //! Listings, made from pages.
 
 use super::Shared;
-use super::attr::{dot_attr, file_attr, file_type};
+use super::attr::{dot_attr, file_type};
 use super::pages::Page;
 use super::reply::{GENERATION, errno, gone_is_stale};
 use crate::interrupt::{Patience, unless_signalled};
 use client::Listed;
-use fuser::{FileAttr, FileType, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use fuser::{FileAttr, FileType, ReplyDirectory, ReplyDirectoryPlus};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -58,13 +58,14 @@ impl Shared {
     async fn fill(&self, asked: &Asked, reply: &mut ReplyDirectory) -> Result<(), FsError> {
         let (page, first) = self.page(asked, false).await?;
         let Asked { dir, offset, .. } = *asked;
+        let nodes = self.nodes;
         let mut dot =
-            |at, ino: Ino, name: &str| offset < at && reply.add(INodeNo(ino.0), at, FileType::Directory, name);
+            |at, ino: Ino, name: &str| offset < at && reply.add(nodes.number(ino), at, FileType::Directory, name);
         if dot(BEHIND_DOT, dir, ".") || dot(BEHIND_DOTS, page.parent, "..") {
             return Ok(());
         }
         for (index, entry) in page.entries.iter().enumerate().skip(first) {
-            let (number, kind) = (INodeNo(entry.ino.0), file_type(entry.kind));
+            let (number, kind) = (nodes.number(entry.ino), file_type(entry.kind));
             if reply.add(number, page.offset_behind(index), kind, OsStr::from_bytes(&entry.name)) {
                 break;
             }
@@ -85,7 +86,7 @@ impl Shared {
         let mut add = |at: u64, name: &[u8], attr: &FileAttr, trust: Duration| {
             reply.add(attr.ino, at, OsStr::from_bytes(name), &trust, attr, GENERATION)
         };
-        let mut dot = |at, ino, name| offset < at && add(at, name, &dot_attr(ino), Duration::ZERO);
+        let mut dot = |at, ino, name| offset < at && add(at, name, &dot_attr(self.nodes.number(ino)), Duration::ZERO);
         if dot(BEHIND_DOT, dir, b".".as_slice()) || dot(BEHIND_DOTS, page.parent, b"..") {
             return Ok(());
         }
@@ -94,7 +95,7 @@ impl Shared {
             // The page may be some time old.
             let found = self.client.known_attr(listed.ino).unwrap_or_else(|| listed.clone());
             let trust = self.attr_trust(&found).min(self.name_trust(dir, &entry.name, Some(found.ino)));
-            if add(page.offset_behind(index), &entry.name, &file_attr(&found), trust) {
+            if add(page.offset_behind(index), &entry.name, &self.file_attr(&found), trust) {
                 break;
             }
         }

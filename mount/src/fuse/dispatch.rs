@@ -17,7 +17,10 @@ use tokio::runtime::Handle as Runtime;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 use wire::FsError;
+use wire::caller::{Caller, on_behalf};
 use wire::ids::Ino;
+use wire::limits::CALLER_GROUPS_MAX;
+use wire::tls::Squash;
 use wire::trace;
 
 /// Requests that the kernel has under way in the background (reading ahead, mostly). Its default of 12 starves several
@@ -47,15 +50,28 @@ macro_rules! span {
 
 pub(super) use span;
 
-pub(super) fn ino(number: INodeNo) -> Ino {
-    Ino(number.0)
-}
-
 pub(super) fn bytes(name: &OsStr) -> Vec<u8> {
     name.as_bytes().to_vec()
 }
 
 impl Surf {
+    /// Returns the inode that the kernel means.
+    pub(super) fn ino(&self, number: INodeNo) -> Ino {
+        self.shared.nodes.ino(number)
+    }
+
+    /// Returns who makes a request, if metad is to judge it.
+    pub(super) fn caller(&self, request: &Request) -> Option<Caller> {
+        if !self.shared.client.is_confined() {
+            return None;
+        }
+        let groups = match self.shared.client.squash() {
+            Squash::All { .. } => Vec::new(),
+            Squash::None | Squash::Root { .. } => groups_of(request.pid()),
+        };
+        Some(Caller { uid: request.uid(), gid: request.gid(), groups })
+    }
+
     /// Requests become tasks on `workers`, or where the client's socket is driven, counted by `requests`.
     pub(crate) fn new(shared: Arc<Shared>, workers: Runtime, requests: TaskTracker) -> Self {
         let network = shared.client.network();
@@ -92,7 +108,8 @@ impl Surf {
         R: Answer<T>,
         F: Future<Output = Result<T, FsError>> + Send + 'static,
     {
-        self.begin(span, task(request, Patience::UntilEnding, reply, work(self.shared.clone())));
+        let work = on_behalf(self.caller(request), work(self.shared.clone()));
+        self.begin(span, task(request, Patience::UntilEnding, reply, work));
     }
 
     /// Starts a request that makes a handle. The handle must reach the kernel, or nobody would release it, so the
@@ -107,7 +124,8 @@ impl Surf {
         R: Answer<T>,
         F: Future<Output = Result<T, FsError>> + Send + 'static,
     {
-        self.begin(span, task(request, Patience::Endless, reply, work(self.shared.clone())));
+        let work = on_behalf(self.caller(request), work(self.shared.clone()));
+        self.begin(span, task(request, Patience::Endless, reply, work));
     }
 
     /// Starts a request whose wait ends early by the signals that `patience` names.
@@ -153,7 +171,7 @@ impl Surf {
 
     /// Makes an inode and answers with its entry.
     pub(super) fn make(&self, request: &Request, span: Span, reply: ReplyEntry, at: (INodeNo, &OsStr), new: NewNode) {
-        let (parent, name) = (ino(at.0), bytes(at.1));
+        let (parent, name) = (self.ino(at.0), bytes(at.1));
         self.ask(request, span, reply, |fs| async move {
             fs.entry((parent, &name), fs.client.make_node(parent, &name, new)).await
         });
@@ -182,6 +200,18 @@ where
     async move { reply.answer(unless_signalled(tid, patience, work).await) }
 }
 
+/// Returns whether metad alone checks permissions, because the kernel does not know whose rights its users have.
+pub(crate) fn is_left_to_metad(squash: Squash) -> bool {
+    matches!(squash, Squash::All { .. })
+}
+
+/// Returns the groups of a thread by `proc_pid_status(5)`.
+fn groups_of(tid: u32) -> Vec<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+    line.split_ascii_whitespace().filter_map(|group| group.parse().ok()).take(CALLER_GROUPS_MAX).collect()
+}
+
 /// The flags requested from the kernel. Left out on purpose: `WRITEBACK_CACHE`, which would let it invent sizes and
 /// times that other clients do not see; `AUTO_INVAL_DATA`, which drops its cache after each of our own commits (`open`
 /// and notices invalidate it when needed); and what fuser accepts but cannot honour (`OVER_IO_URING`, `SETXATTR_EXT`,
@@ -200,8 +230,10 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_CACHE_SYMLINKS);
 
 /// Agrees with the kernel on what the connection can do.
-pub(super) fn configure(config: &mut KernelConfig) {
-    for flag in WANTED.iter() {
+pub(super) fn configure(config: &mut KernelConfig, squash: Squash) {
+    // With access lists, the kernel checks permissions, and it does not know whose rights its users have.
+    let unwanted = if is_left_to_metad(squash) { InitFlags::FUSE_POSIX_ACL } else { InitFlags::empty() };
+    for flag in WANTED.difference(unwanted).iter() {
         if config.add_capabilities(flag).is_err() {
             tracing::debug!(?flag, "not offered by this kernel");
         }

@@ -1,7 +1,6 @@
 //! Open files: translates the kernel's requests for the client.
 
 use super::Shared;
-use super::attr::file_attr;
 use super::locked::LockOwners;
 use super::open_file::OpenFile;
 use super::reply::{Attr, Open, gone_is_stale};
@@ -13,9 +12,11 @@ use client::{Handle, OpenFlags, Taking};
 use fuser::{FopenFlags, Request, WriteFlags};
 use std::sync::Arc;
 use wire::FsError;
-use wire::attr::AttrChange;
+use wire::attr::{AttrChange, InodeAttr};
+use wire::caller::{self, Caller};
 use wire::ids::Ino;
 use wire::op::{LockFamily, RangeAction};
+use wire::tls::Squash;
 
 /// Set-user-ID and set-group-ID.
 const PRIVILEGES: u32 = libc::S_ISUID | libc::S_ISGID;
@@ -27,6 +28,20 @@ fn open_flags(flags: i32) -> OpenFlags {
         sync: flags & libc::O_DSYNC != 0,
         truncate: flags & libc::O_TRUNC != 0,
     }
+}
+
+/// Returns whether a caller may write to a file, as far as its mode says. metad judges what is written when it is stored,
+/// and the kernel does not know whose rights its users have: without this, programs would hear of it too late.
+fn may_write(squash: Squash, caller: &Caller, attr: &InodeAttr) -> bool {
+    let (uid, gid) = match squash {
+        Squash::All { uid, gid } => (uid, gid),
+        Squash::Root { uid, gid } if caller.uid == 0 => (uid, gid),
+        // The kernel has checked.
+        Squash::None | Squash::Root { .. } => return true,
+    };
+    let allowed = if gid == attr.gid { attr.mode >> 3 } else { attr.mode };
+    // An access list may allow it.
+    uid == 0 || uid == attr.uid || attr.has_xattrs || allowed & 2 != 0
 }
 
 /// Reports whether the caller's writes clear setuid and setgid. `CAP_FSETID` would decide, but the user id stands for
@@ -116,6 +131,11 @@ impl Shared {
 
     pub(super) async fn open(&self, ino: Ino, flags: i32, unprivileged: bool) -> Result<Open, FsError> {
         let opened = self.client.open(ino, open_flags(flags)).await.map_err(gone_is_stale)?;
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if writes && caller::current().is_some_and(|caller| !may_write(self.client.squash(), &caller, &opened.attr)) {
+            self.client.release(opened.handle).await;
+            return Err(FsError::AccessDenied);
+        }
         if flags & libc::O_TRUNC != 0 && unprivileged && opened.attr.mode & PRIVILEGES != 0 {
             // With FUSE_ATOMIC_O_TRUNC, we must do what the kernel does when it truncates by `setattr`.
             let change = AttrChange { clear_privileges: true, ..AttrChange::default() };
@@ -142,7 +162,7 @@ impl Shared {
         };
         let open = self.insert(opened.handle, flags, FopenFlags::FOPEN_KEEP_CACHE);
         let trust = self.attr_trust(&opened.attr);
-        Ok((Attr { attr: file_attr(&opened.attr), trust }, open))
+        Ok((Attr { attr: self.file_attr(&opened.attr), trust }, open))
     }
 
     fn insert(&self, handle: Handle, flags: i32, kernel: FopenFlags) -> Open {
@@ -202,5 +222,27 @@ pub(super) fn range_action(mode: i32) -> Option<RangeAction> {
         libc::FALLOC_FL_COLLAPSE_RANGE if !keep_size => Some(RangeAction::Collapse),
         libc::FALLOC_FL_INSERT_RANGE if !keep_size => Some(RangeAction::Insert),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::attr::{Creator, FileKind, Timestamp};
+
+    #[test]
+    fn who_may_write_depends_on_whose_rights_a_caller_has() {
+        let attr = |mode, uid, gid| {
+            InodeAttr::new(Ino(7), FileKind::Regular, Creator { mode, uid, gid }, Timestamp::default())
+        };
+        let (root, alice) = (Caller::default(), Caller { uid: 5, gid: 5, groups: Vec::new() });
+        let (nobody, all) = (Squash::Root { uid: 9, gid: 9 }, Squash::All { uid: 6, gid: 6 });
+        assert!(may_write(Squash::None, &root, &attr(0, 1, 1)), "its kernel has checked");
+        assert!(may_write(nobody, &alice, &attr(0, 1, 1)), "likewise");
+        assert!(!may_write(nobody, &root, &attr(0o755, 1, 1)) && may_write(nobody, &root, &attr(0o602, 1, 1)));
+        for caller in [root, alice] {
+            assert!(may_write(all, &caller, &attr(0o400, 6, 1)), "an owner may");
+            assert!(may_write(all, &caller, &attr(0o020, 1, 6)) && !may_write(all, &caller, &attr(0o600, 5, 5)));
+        }
     }
 }

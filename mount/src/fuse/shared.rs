@@ -5,10 +5,10 @@ use super::open_file::OpenFile;
 use super::pages::{Listing, Pages};
 use crate::handles::Handles;
 use crate::inodes::{Inodes, Trust};
-use crate::notify::{drop_pages, notify_kernel};
+use crate::nodes::Nodes;
+use crate::notify::{Kernel, drop_pages, notify_kernel};
 use crate::payloads::Payloads;
 use client::{Client, Notice};
-use fuser::Notifier;
 use parking_lot::Mutex;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -25,6 +25,7 @@ const FIRST_STATFS_PATIENCE: Duration = Duration::from_secs(8);
 pub(crate) struct Shared {
     pub(super) client: Arc<Client>,
     pub(crate) inodes: Inodes,
+    pub(crate) nodes: Nodes,
     pub(super) files: Handles<OpenFile>,
     pub(super) dirs: Handles<Listing>,
     pub(super) pages: Pages,
@@ -34,7 +35,7 @@ pub(crate) struct Shared {
     /// The last answer to `statfs`.
     statfs: Mutex<Option<StatFs>>,
     /// The channel for notices to the kernel, once the mount is connected.
-    notifier: OnceLock<Notifier>,
+    notifier: OnceLock<Kernel>,
 }
 
 impl Shared {
@@ -43,12 +44,12 @@ impl Shared {
         let (files, dirs) = (Handles::default(), Handles::default());
         let (locked, pages) = (Locked::default(), Pages::default());
         let (statfs, notifier) = (Mutex::default(), OnceLock::new());
-        let inodes = Inodes::new(trust);
-        Arc::new(Self { client, inodes, files, dirs, pages, locked, payloads, statfs, notifier })
+        let (inodes, nodes) = (Inodes::new(trust), Nodes::new(client.root()));
+        Arc::new(Self { client, inodes, nodes, files, dirs, pages, locked, payloads, statfs, notifier })
     }
 
     /// From now on the kernel can be notified.
-    pub(crate) fn connected(&self, notifier: Notifier) {
+    pub(crate) fn connected(&self, notifier: Kernel) {
         let _ = self.notifier.set(notifier);
     }
 

@@ -13,8 +13,11 @@ use wire::attr::Timestamp;
 use wire::ids::TokenId;
 use wire::limits::TOKEN_METADS_MAX;
 use wire::message::admin::{AdminReply, AdminRequest};
-use wire::tls::{ClientGrant, Role};
+use wire::tls::{ClientGrant, Role, Squash};
 use wire::token::{JoinToken, NewToken, Secret, TokenInfo, TokenState};
+
+/// The user and the group without rights, as Linux has them.
+const NOBODY: u32 = 65_534;
 
 /// Tokens by which new machines get their identities: make them, list them, revoke them.
 #[derive(Args)]
@@ -57,12 +60,16 @@ struct Create {
     /// gets one of its host's name and its key.
     #[arg(long)]
     name: Option<String>,
-    /// The directory that is to be the client's root. Refused today: no daemon confines clients yet.
+    /// The directory that is to be the client's root: it sees nothing else of the filesystem.
     #[arg(long, visible_alias = "path", value_name = "PATH")]
     confine: Option<String>,
     /// The client only reads.
     #[arg(long)]
     read_only: bool,
+    /// Whose rights the client's users have: with `root`, its root is nobody, 65534; with all:UID:GID, everybody is that user
+    /// and that group.
+    #[arg(long, value_name = "root|all:UID:GID", value_parser = squash)]
+    squash: Option<Squash>,
     /// For how many machines it is.
     #[arg(long, default_value_t = 1)]
     uses: u32,
@@ -80,6 +87,30 @@ pub fn issuable(text: &str) -> Result<Role, String> {
         "admin" => Err("operators' identities are signed by the CA itself, never by a metad".to_owned()),
         other => Err(format!("{other:?} is not one of client, blockd and metad")),
     }
+}
+
+/// Reads whose rights a client's users have.
+fn squash(text: &str) -> Result<Squash, String> {
+    let id = |text: &str| text.parse::<u32>().ok().filter(|id| *id != u32::MAX);
+    match text.split(':').collect::<Vec<_>>().as_slice() {
+        ["root"] => Ok(Squash::Root { uid: NOBODY, gid: NOBODY }),
+        ["all", uid, gid] => match (id(uid), id(gid)) {
+            (Some(uid), Some(gid)) => Ok(Squash::All { uid, gid }),
+            _ => Err(format!("{uid:?} and {gid:?} are not both numbers of a user and a group")),
+        },
+        _ => Err(format!("{text:?} is neither root nor all:UID:GID")),
+    }
+}
+
+/// Shows what a client may not do.
+fn restrictions(grant: &ClientGrant) -> Vec<String> {
+    let squash = match grant.squash {
+        Squash::None => None,
+        Squash::Root { uid, gid } => Some(format!("root is {uid}:{gid}")),
+        Squash::All { uid, gid } => Some(format!("all are {uid}:{gid}")),
+    };
+    let read_only = grant.read_only.then(|| "read-only".to_owned());
+    grant.subtree.clone().into_iter().chain(read_only).chain(squash).collect()
 }
 
 impl Token {
@@ -110,7 +141,8 @@ impl Create {
         }
         let (admin, limit) = self.access.enter()?;
         let (secret, id) = (Secret::random(), TokenId(rand::random()));
-        let grant = ClientGrant { read_only: self.read_only, subtree: self.confine, ..ClientGrant::default() };
+        let squash = self.squash.unwrap_or_default();
+        let grant = ClientGrant { read_only: self.read_only, subtree: self.confine, squash };
         let valid_ms = u64::try_from(self.valid.as_millis())?;
         let new =
             NewToken { id, hash: secret.hash(), role: self.role, name: self.name, grant, uses: self.uses, valid_ms };
@@ -167,7 +199,8 @@ fn show(tokens: &[TokenInfo], as_json: bool) -> Result<()> {
         let one = |token: &TokenInfo| {
             json!({
                 "id": shown(token.id), "role": token.role.to_string(), "name": token.name, "state": word(token.state),
-                "read_only": token.grant.read_only, "confined_to": token.grant.subtree, "uses": token.uses,
+                "read_only": token.grant.read_only, "confined_to": token.grant.subtree,
+                "restrictions": restrictions(&token.grant), "uses": token.uses,
                 "used_by": token.used_by, "made": output::time(token.made), "until": output::time(token.until),
             })
         };
@@ -180,12 +213,7 @@ fn show(tokens: &[TokenInfo], as_json: bool) -> Result<()> {
         } else {
             String::new()
         };
-        let restricted = match (&token.grant.subtree, token.grant.read_only) {
-            (Some(path), true) => format!("{path}, read-only"),
-            (Some(path), false) => path.clone(),
-            (None, true) => "read-only".to_owned(),
-            (None, false) => String::new(),
-        };
+        let restricted = restrictions(&token.grant).join(", ");
         let used = format!("{} of {}", token.used_by.len(), token.uses);
         let by = token.used_by.join(" ");
         vec![shown(token.id), token.role.to_string(), word(token.state).to_owned(), left, used, restricted, by]

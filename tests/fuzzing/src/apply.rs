@@ -25,6 +25,7 @@ static BEGUN: LazyLock<(MemoryKv, SessionId)> = LazyLock::new(|| {
         caches: false,
         resumes: None,
         token: None,
+        confined: None,
     };
     let CommandReply::Session(session) = apply_to(&mut kv, 2, Command::OpenSession(opening)) else {
         panic!("the session is opened")

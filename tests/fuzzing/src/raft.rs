@@ -47,13 +47,14 @@ pub mod samples {
     use metad::fs::Command;
     use metad::fs::cert::{Asker, Enrolling, Revoking};
     use metad::fs::operator::Change;
-    use metad::fs::session::Opening;
+    use metad::fs::session::{Confined, Opening};
     use metad::fs::token::Use;
     use wire::attr::Timestamp;
     use wire::cert::KeyId;
-    use wire::ids::{MetadId, SessionId, TokenId};
+    use wire::ids::{Ino, MetadId, SessionId, TokenId};
     use wire::message::check::CheckId;
     use wire::revoked::Revoked;
+    use wire::tls::Squash;
     use wire::token::SecretHash;
 
     fn commands() -> Vec<(&'static str, Command)> {
@@ -64,6 +65,11 @@ pub mod samples {
             caches: true,
             resumes: Some(SessionId(4)),
             token: Some(9),
+            confined: Some(Confined {
+                subtree: Some("/home".to_owned()),
+                root: Ino(1025),
+                squash: Squash::Root { uid: 65_534, gid: 65_534 },
+            }),
         };
         let (token, hash) = (TokenId(9), SecretHash([5; 32]));
         let newcomer = Use { token, hash, key: [6; 32], host: "laptop".to_owned() };

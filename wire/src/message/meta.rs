@@ -5,6 +5,7 @@ use super::block::RepairReport;
 use super::cert::{RenewRefusal, RenewReply, Renewal};
 use crate::FsError;
 use crate::attr::{InodeAttr, Timestamp};
+use crate::caller::Caller;
 use crate::cert::Term;
 use crate::codec::bounded;
 use crate::ids::{BlockHash, BlockdId, Ino, LayoutEpoch, MetadId, SessionId};
@@ -12,6 +13,7 @@ use crate::layout::Layout;
 use crate::limits::{ACKNOWLEDGED_MAX, BLOCK_NAMES_MAX, METADS_MAX};
 use crate::op::{Batch, BatchReply, Read, ReadReply};
 use crate::revoked::{ListMark, Revocations};
+use crate::subject::Squash;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -63,6 +65,8 @@ pub enum MetaRequest {
         /// The session needs the answer to send what it did under delegations: it waits for no other session that has
         /// unsent changes.
         sends: bool,
+        /// For whom it asks, if the client is confined and knows it.
+        caller: Option<Caller>,
     },
     /// What these events have asked for is done. This says nothing about other events, earlier ones included. Answers
     /// `Done`.
@@ -280,6 +284,10 @@ pub enum MetaReply {
         now: Timestamp,
         /// The block layout.
         layout: Layout,
+        /// The directory that is the client's root.
+        root: Ino,
+        /// Whose rights its users have.
+        squash: Squash,
     },
     /// The session lives.
     Alive {
@@ -403,8 +411,11 @@ mod tests {
             MetaRequest::OpenSession { host, purpose, caches: true, resumes: None, token: None },
             MetaRequest::KeepAlive { session, epoch: LayoutEpoch(1) },
             MetaRequest::CloseSession { session },
-            MetaRequest::Submit { session, batch: Batch { seq: BatchSeq(1), acked: BatchSeq(0), ops: Vec::new() } },
-            MetaRequest::Read { session, read: Read::StatFs, delegate: false, sends: false },
+            MetaRequest::Submit {
+                session,
+                batch: Batch { seq: BatchSeq(1), acked: BatchSeq(0), caller: None, ops: Vec::new() },
+            },
+            MetaRequest::Read { session, read: Read::StatFs, delegate: false, sends: false, caller: None },
             MetaRequest::Acknowledge { session, seqs: vec![1] },
             MetaRequest::GetLayout,
             MetaRequest::Events { session, dirty: false },

@@ -24,7 +24,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
-pub(super) const ALPN: &[&[u8]] = &[b"surf/11"];
+pub(super) const ALPN: &[&[u8]] = &[b"surf/12"];
 /// The protocol versions for people.
 pub(super) const VERSIONS: &str = "11";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.

@@ -4,7 +4,7 @@
 use super::rows::Rows;
 use super::{Check, places};
 use crate::fs::view::KvExt;
-use crate::fs::{dentry, keys, numbered};
+use crate::fs::{backlinks, dentry, keys, numbered};
 use wire::attr::FileKind;
 use wire::ids::Ino;
 use wire::message::check::{FindingKind, Repair};
@@ -74,7 +74,7 @@ fn lead(check: &mut Check, rows: &mut Rows, entry: &Entry) {
         return entry.report(check, FindingKind::WrongKind, what, entry.rewriting());
     }
     if !row.is_dir() {
-        return;
+        return record(check, (row.parent, row.seen.nlink), entry);
     }
     let is_second = row.links > 1;
     let known = row.parent;
@@ -96,6 +96,21 @@ fn lead(check: &mut Check, rows: &mut Rows, entry: &Entry) {
     let what = format!("directory {ino} says that it stands in directory {known}, or by another name");
     let repair = Repair::Parent { ino, parent: entry.parent, name: entry.name.to_vec() };
     entry.report(check, FindingKind::WrongParent, what, repair);
+}
+
+/// Checks that an inode that is no directory knows an entry of it.
+fn record(check: &mut Check, (parent, nlink): (Ino, u32), entry: &Entry) {
+    let ino = entry.ino;
+    if nlink == 1 && parent != entry.parent {
+        let what = format!("inode {ino} says that it stands in directory {parent}");
+        let repair = Repair::Parent { ino, parent: entry.parent, name: entry.name.to_vec() };
+        return entry.report(check, FindingKind::WrongParent, what, repair);
+    }
+    let key = backlinks::key_of(ino, entry.parent, entry.name);
+    if nlink > 1 && check.kv.get(&key).is_none() {
+        let what = format!("is not among the entries of inode {ino}");
+        entry.report(check, FindingKind::WrongIndex, what, Repair::Index(key));
+    }
 }
 
 /// Checks the directory that holds an entry.

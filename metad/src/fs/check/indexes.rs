@@ -4,7 +4,7 @@ use super::Check;
 use crate::fs::keys::{self, Key};
 use crate::fs::session::Session;
 use crate::fs::token::{Enrolled, Token};
-use crate::fs::{index, settings, token_keys};
+use crate::fs::{backlinks, index, settings, token_keys};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use wire::ids::{Ino, SessionId};
@@ -27,12 +27,13 @@ pub(super) fn check(check: &mut Check) {
         }
     }
     // Keys that these indexes lack are found elsewhere, with the tables that they index.
-    let tables: [(Range<Key>, usize); 6] = [
+    let tables: [(Range<Key>, usize); 7] = [
         (keys::all_living(), 16),
         (keys::all_ended(), 24),
         (keys::all_tokens(), 16),
         (keys::all_session_orphans(), 16),
         (keys::all_session_locks(), 16),
+        (backlinks::all(), 17),
         (token_keys::all_enrolled(), token_keys::ENROLLED_BYTES - 1),
     ];
     for (range, bytes) in tables {

@@ -6,7 +6,7 @@ use crate::fs::inode::Inode;
 use crate::fs::keys::{self, Key};
 use crate::fs::settings::{self, inodes_changed};
 use crate::fs::view::{Kv, KvExt, View};
-use crate::fs::{Context, numbered, orphan};
+use crate::fs::{Context, backlinks, numbered, orphan};
 use wire::attr::{Creator, FileKind, InodeAttr};
 use wire::ids::Ino;
 use wire::message::check::Seen;
@@ -54,6 +54,7 @@ pub(super) fn count(view: &mut View, context: &Context, ino: Ino, seen: Seen, fo
         return false;
     }
     inode.attr.nlink = found;
+    backlinks::recounted(view, &mut inode);
     inode.changed(context.now);
     inode.save(view);
     true
@@ -124,8 +125,10 @@ pub(super) fn rewrite(view: &mut View, context: &Context, place: Place, ino: Ino
 
 /// `Repair::Parent`.
 pub(super) fn set_parent(view: &mut View, context: &Context, ino: Ino, (parent, name): (Ino, &[u8])) -> bool {
-    let Some(mut dir) = load_dir(view, ino) else { return false };
-    if load_dir(view, parent).is_none()
+    let Some(mut dir) = load_inode(view, ino) else { return false };
+    // An inode with several links records the entry made last, and has a table for all.
+    if (dir.attr.kind != FileKind::Directory && dir.attr.nlink != 1)
+        || load_dir(view, parent).is_none()
         || !leads(view, (parent, name), ino)
         || leads(view, (dir.parent, &dir.name), ino)
     {

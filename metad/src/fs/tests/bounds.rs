@@ -12,7 +12,7 @@ use wire::op::XattrMode;
 
 fn opening(client: &str, token: Option<u64>) -> Command {
     let (host, purpose, client) = ("h".to_owned(), "test".to_owned(), client.to_owned());
-    Command::OpenSession(Opening { host, purpose, client, caches: false, resumes: None, token })
+    Command::OpenSession(Opening { host, purpose, client, caches: false, resumes: None, token, confined: None })
 }
 
 fn assert_sound(world: &World) {
@@ -219,7 +219,7 @@ fn no_client_makes_metad_forget_the_journals_of_others() {
 fn an_ended_session_is_remembered_whatever_number_of_sessions_others_open() {
     let mut world = World::new();
     let honest = session_of(&mut world, "honest", 1);
-    let batch = Batch { seq: BatchSeq(1), acked: BatchSeq(0), ops: vec![Op::LeaseInos { count: 5 }] };
+    let batch = Batch { seq: BatchSeq(1), acked: BatchSeq(0), caller: None, ops: vec![Op::LeaseInos { count: 5 }] };
     let first = world.submit(honest, &batch).unwrap();
     world.apply(Command::CloseSessions(vec![honest]));
     for token in 0..600 {
@@ -236,7 +236,8 @@ fn a_session_that_takes_over_again_and_again_has_no_more_inode_numbers_than_anot
     let mut last = None;
     for round in 0..4 {
         let (host, purpose, client) = ("h".to_owned(), "test".to_owned(), "liar".to_owned());
-        let opening = Opening { host, purpose, client, caches: false, resumes: last, token: Some(round) };
+        let opening =
+            Opening { host, purpose, client, caches: false, resumes: last, token: Some(round), confined: None };
         let CommandReply::Session(id) = world.apply(Command::OpenSession(opening)) else { panic!("refused") };
         world.seqs.insert(id, 0);
         for _ in 0..16 {

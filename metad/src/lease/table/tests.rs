@@ -128,7 +128,7 @@ impl World {
                 let client = &mut self.clients[session as usize];
                 if !client.attached {
                     client.events = vec![Event::Attached];
-                    self.table.introduce(SessionId(session), session, true);
+                    self.table.introduce(SessionId(session), session, true, None);
                     self.table.attach(SessionId(session), 0, false, self.now);
                 }
             }
@@ -844,7 +844,7 @@ fn a_client_that_always_attaches_dirty_delays_others_once_whatever_sessions_it_u
             table.remove(liar);
             liar = SessionId(liar.0 + 1);
         }
-        table.introduce(liar, 77, true);
+        table.introduce(liar, 77, true, None);
         let seq = table.attach(liar, stream, true, now);
         for _ in 0..2 {
             let waits = table.dirty_before(honest, false);
@@ -867,7 +867,7 @@ fn nobody_waits_for_a_client_that_may_only_read_beyond_its_lease() {
     let now = Instant::now();
     let mut table = Table::new(LEASE, now);
     let (reader, writer, file) = (SessionId(1), SessionId(2), Ino(7));
-    table.introduce(reader, 1, false);
+    table.introduce(reader, 1, false, None);
     table.attach(writer, 0, false, now);
     assert_eq!(table.attach(reader, 1, true, now), None, "it can have nothing to send");
     assert!(table.dirty_before(writer, false).is_empty());
@@ -922,7 +922,7 @@ fn an_evicted_session_gets_no_lease_any_more_and_is_waited_for_no_longer_than_it
     assert_eq!(table.unsettled_until(&[notice], later), None, "or until it has dropped everything");
     // Requests of it that began before it had ended.
     table.remove(first);
-    table.introduce(first, 1, true);
+    table.introduce(first, 1, true, None);
     assert_eq!(table.attach(first, 9, true, later), None);
     assert!(!table.grant(first, &[Ino(9)], table.stamp(), later).0 && !table.grant_made(first, &[Ino(9)], later));
     assert!(table.dirty_before(second, false).is_empty());

@@ -64,11 +64,11 @@ fn a_window_at_the_end_of_all_numbers_is_refused_and_harms_nothing() {
     let id = world.session();
     let before = world.kv.clone();
     for (seq, acked) in [(u64::MAX, u64::MAX), (7, u64::MAX), (7, 7), (7, 8)] {
-        let batch = Batch { seq: BatchSeq(seq), acked: BatchSeq(acked), ops: Vec::new() };
+        let batch = Batch { seq: BatchSeq(seq), acked: BatchSeq(acked), caller: None, ops: Vec::new() };
         assert_eq!(world.submit(id, &batch), Err(Refused::OutOfWindow), "nobody has a reply before it is sent");
     }
     assert_eq!(world.kv, before);
-    let batch = Batch { seq: BatchSeq(5000), acked: BatchSeq(0), ops: Vec::new() };
+    let batch = Batch { seq: BatchSeq(5000), acked: BatchSeq(0), caller: None, ops: Vec::new() };
     assert_eq!(world.submit(id, &batch), Err(Refused::OutOfWindow));
     world.assert_sound();
 }

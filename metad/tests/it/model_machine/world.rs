@@ -67,7 +67,8 @@ impl World {
     /// Opens a session, or asks again for one by the same token.
     pub fn open_by(&mut self, client: &str, resumes: Option<SessionId>, token: Option<u64>) -> SessionId {
         let (host, purpose) = ("h".to_owned(), "test".to_owned());
-        let opening = Opening { host, purpose, client: client.to_owned(), caches: false, resumes, token };
+        let opening =
+            Opening { host, purpose, client: client.to_owned(), caches: false, resumes, token, confined: None };
         let CommandReply::Session(id) = self.apply(Command::OpenSession(opening)) else { panic!("no session") };
         self.seqs.entry(id).or_insert(0);
         id
@@ -97,7 +98,7 @@ impl World {
     pub fn batch(&mut self, id: SessionId, ops: Vec<Op>) -> Batch {
         let seq = self.seqs.get_mut(&id).unwrap();
         *seq += 1;
-        Batch { seq: BatchSeq(*seq), acked: BatchSeq(seq.saturating_sub(4)), ops }
+        Batch { seq: BatchSeq(*seq), acked: BatchSeq(seq.saturating_sub(4)), caller: None, ops }
     }
 
     pub fn run(&mut self, id: SessionId, ops: Vec<Op>) -> BatchReply {

@@ -446,7 +446,7 @@ fn a_newcomer_is_told_why_its_token_is_of_no_use_and_what_to_do() {
     refused("surf", &["node", "enroll", &blockd, "--out", text(&node)], &["was revoked", "surf token create"]);
 
     create(&["--role", "metad"], &["--name", "metad-4"]);
-    create(&["--role", "client", "--confine", "/home"], &["does not enforce"]);
+    create(&["--role", "client", "--confine", "home"], &["absolute path"]);
     create(&["--role", "client", "--uses", "1001"], &["1 to 1000"]);
     create(&["--role", "client", "--valid", "8d"], &["7 days"]);
     let ca = surf.cluster_dir().join("ca.pem");

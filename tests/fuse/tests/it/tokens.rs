@@ -28,7 +28,7 @@ pub(crate) fn token(surf: &Surf, more: &[&str]) -> String {
 }
 
 /// Makes mounts from now on take the bundle that a token gives.
-fn enroll_as_client(surf: &Surf, name: &str, more: &[&str]) -> PathBuf {
+pub(crate) fn enroll_as_client(surf: &Surf, name: &str, more: &[&str]) -> PathBuf {
     let out = surf.scratch().join(name);
     let token = token(surf, &[&["--role", "client"], more].concat());
     surf_says(&["client", "enroll", &token, "--out", out.to_str().unwrap()]);

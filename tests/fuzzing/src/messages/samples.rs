@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use wire::FsError;
 use wire::attr::{AttrChange, Creator, FileKind, InodeAttr, TimeChange, Timestamp};
 use wire::backup::{Head, Writer};
+use wire::caller::Caller;
 use wire::codec::encode;
 use wire::extent::{Extent, ExtentWrite, Source};
 use wire::frame::{ReplyHeader, ReplyKind, RequestHeader};
@@ -85,6 +86,7 @@ pub fn layout() -> Layout {
         replicas: 2,
         min_sync: 2,
         down_after_ms: 600_000,
+        confined_blocks: true,
         members: vec![member(1), member(2), member(3)],
         older: vec![older],
     }
@@ -214,7 +216,8 @@ pub fn batches() -> Vec<(&'static str, Batch)> {
             ],
         ),
     ];
-    ops.into_iter().map(|(name, ops)| (name, Batch { seq: BatchSeq(1), acked: BatchSeq(0), ops })).collect()
+    let (seq, acked, caller) = (BatchSeq(1), BatchSeq(0), None);
+    ops.into_iter().map(|(name, ops)| (name, Batch { seq, acked, caller: caller.clone(), ops })).collect()
 }
 
 /// Headers.
@@ -253,6 +256,9 @@ pub fn meta() -> Samples {
     let batch = batches().remove(1).1;
     let node = (MetadId(1), addr(7101));
     let redirect = Redirect { leader: Some(node), nodes: vec![node], term: 3, since: LogPlace { term: 2, index: 7 } };
+    let caller = Caller { uid: 5, gid: 6, groups: vec![7, 300] };
+    let (root, squash) = (Ino(1025), Squash::All { uid: 5, gid: 6 });
+    let session = MetaReply::Session { session: SESSION, ttl_ms: 30_000, now: AT, layout: layout(), root, squash };
     let read = MetaReply::Read {
         answer: Ok(ReadReply::Opened { attr: attr(), page: page() }),
         leased: true,
@@ -278,12 +284,12 @@ pub fn meta() -> Samples {
         coded("refused", EnrollReply::Refused { why: EnrollRefusal::Expired { at: AT }, now: AT }),
         coded("clock-behind", EnrollReply::Refused { why: EnrollRefusal::ClockBehind { made: AT }, now: AT }),
         coded("open-session", open),
-        coded("submit", MetaRequest::Submit { session: SESSION, batch }),
+        coded("submit", MetaRequest::Submit { session: SESSION, batch: Batch { caller: Some(caller), ..batch } }),
         coded("acknowledge", MetaRequest::Acknowledge { session: SESSION, seqs: vec![1, 300] }),
         coded("heartbeat", MetaRequest::BlockdHeartbeat(heartbeat())),
         coded("block-report", MetaRequest::BlockReport { id: BlockdId([1; 16]), epoch: EPOCH, blocks: vec![HASH] }),
         coded("raft", MetaRequest::Raft { kind: RaftKind::Append, to: MetadId(2) }),
-        coded("session", MetaReply::Session { session: SESSION, ttl_ms: 30_000, now: AT, layout: layout() }),
+        coded("session", session),
         coded("not-leader", MetaReply::NotLeader(redirect)),
         coded("alive", alive),
         coded("read", read),
