@@ -47,10 +47,14 @@ pub struct ConfigFile {
     pub snapshot_entries: Option<u64>,
     /// MiB of memory for the state (default 128).
     pub cache_mib: Option<u64>,
+    /// MiB of each file of the log (default 16). Nine of them are written when the log is made.
+    pub log_file_mib: Option<u64>,
 }
 
 /// Largest `cache_mib`: a pebibyte, more than any machine has.
 const CACHE_MIB_MAX: u64 = 1 << 30;
+/// Largest `log_file_mib`.
+const LOG_FILE_MIB_MAX: u64 = 1024;
 
 fn one() -> u8 {
     1
@@ -151,6 +155,12 @@ impl ConfigFile {
             }
             tuning.cache_bytes = mib << 20;
         }
+        if let Some(mib) = self.log_file_mib {
+            if !(1..=LOG_FILE_MIB_MAX).contains(&mib) {
+                return Err(Error::Config(format!("`log_file_mib` is {mib}; it is 1 to {LOG_FILE_MIB_MAX}")));
+            }
+            tuning.log_file_bytes = mib << 20;
+        }
         Ok(Config {
             id,
             cluster: self.cluster,
@@ -182,22 +192,25 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_no_machine_has_room_for_is_refused_and_does_not_become_a_small_one() {
+    fn sizes_that_no_machine_has_room_for_are_refused_and_do_not_become_small_ones() {
         let dir = tempfile::tempdir().unwrap();
         let identity = ClusterCa::create("t").unwrap().issue(&Subject::new(Role::Metad, "metad-1")).unwrap();
         identity.save(&dir.path().join("metad.pem")).unwrap();
-        let check = |mib: u64| {
+        let check = |key: &str, mib: u64| {
             let identity = dir.path().join("metad.pem");
             let text = format!(
-                "id = 1\ncluster = \"c\"\nlisten = \"127.0.0.1:1\"\ndata_dir = \"x\"\nidentity = {identity:?}\ncache_mib = {mib}"
+                "id = 1\ncluster = \"c\"\nlisten = \"127.0.0.1:1\"\ndata_dir = \"x\"\nidentity = {identity:?}\n{key} = {mib}"
             );
             let path = dir.path().join("metad.toml");
             std::fs::write(&path, text).unwrap();
-            ConfigFile::load(&path).unwrap().check().map(|config| config.tuning.cache_bytes)
+            ConfigFile::load(&path).unwrap().check().map(|config| config.tuning)
         };
-        assert_eq!(check(64).unwrap(), 64 << 20);
+        assert_eq!(check("cache_mib", 64).unwrap().cache_bytes, 64 << 20);
+        assert_eq!(check("log_file_mib", 4).unwrap().log_file_bytes, 4 << 20);
         // As many MiB as 2^64 bytes, and one more.
-        let error = check((1 << 44) + 1).unwrap_err().to_string();
-        assert!(error.contains("`cache_mib`"), "{error}");
+        for (key, mib) in [("cache_mib", (1 << 44) + 1), ("log_file_mib", (1 << 44) + 1), ("log_file_mib", 0)] {
+            let error = check(key, mib).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{key}`")), "{error}");
+        }
     }
 }

@@ -77,13 +77,21 @@ pub struct Tuning {
     pub snapshot_entries: u64,
     /// Memory for the applied state, in bytes.
     pub cache_bytes: u64,
+    /// Size of a file of the log, in bytes. A new log writes eight of them ahead, and nine at once in all.
+    pub log_file_bytes: u64,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
         // Elections begin 0.9 to 1.2 s after the last heartbeat: a write waits for less than two seconds, and a busy
         // machine does not lose its leader.
-        Self { heartbeat_ms: 100, election_ms: 300, snapshot_entries: 200_000, cache_bytes: 128 << 20 }
+        Self {
+            heartbeat_ms: 100,
+            election_ms: 300,
+            snapshot_entries: 200_000,
+            cache_bytes: 128 << 20,
+            log_file_bytes: 16 << 20,
+        }
     }
 }
 
@@ -126,10 +134,10 @@ impl Raft {
             ..Config::default()
         };
         let config = config.validate().map_err(|error| Error::Config(error.to_string()))?;
-        let (at, cache) = (dir.to_owned(), tuning.cache_bytes);
+        let (at, cache, file_bytes) = (dir.to_owned(), tuning.cache_bytes, tuning.log_file_bytes);
         let opened = tokio::task::spawn_blocking(move || {
             let store = Arc::new(Store::open(&at.join("state"), cache)?);
-            let log = Log::open(&at.join("log"))?;
+            let log = Log::open(&at.join("log"), file_bytes)?;
             // The engine syncs what is in its directory, and not the directory's own name.
             durable::sync_dir(&at).map_err(|error| Error::disk(&at, error))?;
             let machine = pieces::open(&at, &store, &log)?;

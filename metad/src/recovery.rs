@@ -12,6 +12,7 @@ use crate::files::DataDir;
 use crate::fs::recovery::{self, Jump};
 use crate::fs::rules;
 use crate::fs::view::{Changes, View};
+use crate::raft::Tuning;
 use crate::raft::stopped::{self, Stopped};
 use crate::store::Store;
 use std::fs::{self, File};
@@ -82,7 +83,7 @@ pub async fn restore(config: &Config, file: &Path) -> Result<Head, Error> {
     rules::check(rules::of(&*store)).map_err(|error| unusable(&error))?;
     let reason = format!("restored from a backup of log index {}", head.index);
     go_on(
-        &made,
+        (&made, &config.tuning),
         Stopped { store, term: head.term, index: head.index, index_term: head.term, members: Vec::new() },
         &member,
         (now, reason),
@@ -136,7 +137,7 @@ pub async fn force_single(config: &Config) -> Result<Forced, Error> {
 
 /// Makes, in this directory, the files of a node that goes on without the others.
 async fn make_alone(config: &Config, made: &Path, now: Timestamp) -> Result<Forced, Error> {
-    let stopped = stopped::copy_with_log(&config.data_dir, made, config.tuning.cache_bytes).await?;
+    let stopped = stopped::copy_with_log(&config.data_dir, made, &config.tuning).await?;
     let Some(member) = stopped.members.iter().find(|member| member.id == config.id).cloned() else {
         return Err(Error::Recovery(format!("metad-{} is no member of its cluster any more", config.id)));
     };
@@ -157,7 +158,7 @@ async fn make_alone(config: &Config, made: &Path, now: Timestamp) -> Result<Forc
         set_aside: set_aside_dir(&config.data_dir),
     };
     let reason = format!("metad-{} went on alone from log index {}", config.id, stopped.index);
-    go_on(made, stopped, &member, (now, reason)).await?;
+    go_on((made, &config.tuning), stopped, &member, (now, reason)).await?;
     Ok(forced)
 }
 
@@ -235,7 +236,12 @@ fn load(reader: &mut Reader<impl Read>, store: &Store) -> Result<(), wire::backu
 }
 
 /// Makes the files of a node that goes on from a state of the past.
-async fn go_on(made: &Path, from: Stopped, member: &Member, (now, reason): (Timestamp, String)) -> Result<(), Error> {
+async fn go_on(
+    (made, tuning): (&Path, &Tuning),
+    from: Stopped,
+    member: &Member,
+    (now, reason): (Timestamp, String),
+) -> Result<(), Error> {
     let jump = Jump::at(now).ok_or_else(|| Error::Recovery("this machine's clock is wrong: set it".to_owned()))?;
     let store = &from.store;
     let foreign = |error: wire::Error| Error::Recovery(format!("the state cannot be used: {error}"));
@@ -251,7 +257,7 @@ async fn go_on(made: &Path, from: Stopped, member: &Member, (now, reason): (Time
         change(store, |view| recovery::begin_anew(view, jump, &stop))
     };
     block_in_place(|| caught(work)).map_err(damaged)?.map_err(foreign)?;
-    stopped::make_single(made, store, member, (jump.over_term(from.term), jump.over(from.index))).await
+    stopped::make_single(made, store, member, (jump.over_term(from.term), jump.over(from.index)), tuning).await
 }
 
 fn change<T>(store: &Store, step: impl FnOnce(&mut View) -> Result<T, wire::Error>) -> Result<T, wire::Error> {

@@ -127,12 +127,14 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_daemon_that_has_too_much_to_do_answers_and_one_that_is_silent_does_not() {
         let peers = Peers::start([Manner::Busy, Manner::Mute]);
-        let (endpoint, epoch, limit) = (&peers.endpoint, peers.layout.epoch, Duration::from_millis(500));
+        let (endpoint, epoch) = (&peers.endpoint, peers.layout.epoch);
+        // Only the silent one is waited for to the end.
+        let (short, limit) = (Duration::from_millis(500), Duration::from_secs(20));
         let [busy, mute] = [1, 2].map(|place| peers.layout.members[place].addr);
         let hashes = [1, 2].map(|number| block(number).0);
-        let read = async |addr| readable(endpoint, addr, epoch, &hashes, limit).await;
-        assert_eq!(read(busy).await, Readable { unknown: 2, is_busy: true, ..Readable::default() });
-        assert_eq!(read(mute).await, Readable { unknown: 2, ..Readable::default() });
+        let read = async |addr, limit| readable(endpoint, addr, epoch, &hashes, limit).await;
+        assert_eq!(read(busy, limit).await, Readable { unknown: 2, is_busy: true, ..Readable::default() });
+        assert_eq!(read(mute, short).await, Readable { unknown: 2, ..Readable::default() });
         assert!(matches!(fetch(endpoint, busy, hashes[0], epoch).await, Fetched::Busy));
         assert_eq!(probe(endpoint, busy, epoch, &hashes, limit).await, Err(NoAnswer::Busy));
     }

@@ -28,15 +28,15 @@ async fn ask(endpoint: &Endpoint, node: &Node, request: &BlockRequest) -> Result
 }
 
 async fn is_refused(endpoint: &Endpoint, node: &Node, request: &BlockRequest) -> bool {
-    let mut answer = ask(endpoint, node, request).await;
-    if matches!(answer, Err(Error::Unanswered { .. })) {
-        // It was under way when the connection ended.
-        answer = ask(endpoint, node, request).await;
-    }
-    match answer {
-        Err(Error::Revoked { .. }) => true,
-        Ok(_) => false,
-        other => panic!("{other:?}"),
+    let started = Instant::now();
+    loop {
+        match ask(endpoint, node, request).await {
+            Err(Error::Revoked { .. }) => return true,
+            Ok(_) => return false,
+            // It was under way when the connection ended.
+            Err(Error::Unanswered { .. }) if started.elapsed() < LIMIT => {}
+            Err(error) => panic!("{error}"),
+        }
     }
 }
 

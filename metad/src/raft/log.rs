@@ -29,8 +29,10 @@ use wire::codec;
 const GROUP: u64 = 1;
 const VOTE: &[u8] = b"vote";
 const PURGED: &[u8] = b"purged";
-/// Size of the engine's files, in bytes.
-const FILE_BYTES: usize = 16 << 20;
+/// Files of a new log that are written ahead.
+const FILES_AHEAD: u64 = 8;
+/// Files of a log before entries that snapshots have are removed. Their files are written anew.
+const FILES_MAX: u64 = 32;
 /// Entries that are sent to a peer, or applied, at a time, in bytes as stored. A single entry may have more.
 const READ_BYTES: usize = 2 << 20;
 /// Recent entries cached for replication and apply, in bytes as stored.
@@ -162,25 +164,25 @@ fn stop_for(error: &raft_engine::Error) -> ! {
 }
 
 impl Log {
-    /// Opens the log in `dir`, and cuts off what a crash left unfinished at its end.
+    /// Opens the log in `dir`, and cuts off what a crash left unfinished at its end. New files have `file_bytes`.
     ///
     /// # Errors
     /// When it does not open.
-    pub fn open(dir: &Path) -> Result<Self, Error> {
+    pub fn open(dir: &Path, file_bytes: u64) -> Result<Self, Error> {
         let failed = |error: raft_engine::Error| Error::Raft(format!("{}: {error}", dir.display()));
         let config = Config {
             dir: dir.display().to_string(),
-            target_file_size: ReadableSize(FILE_BYTES as u64),
-            purge_threshold: ReadableSize::mb(512),
+            target_file_size: ReadableSize(file_bytes),
+            purge_threshold: ReadableSize(FILES_MAX * file_bytes),
             // Prewritten files: a sync then need not commit the filesystem's journal as well.
             enable_log_recycle: true,
             prefill_for_recycle: true,
-            prefill_limit: Some(ReadableSize::mb(128)),
+            prefill_limit: Some(ReadableSize(FILES_AHEAD * file_bytes)),
             format_version: raft_engine::Version::V2,
             ..Config::default()
         };
         let engine = Arc::new(Engine::open(config).map_err(failed)?);
-        leave_first_file(&engine).map_err(failed)?;
+        leave_first_file(&engine, file_bytes).map_err(failed)?;
         let index = Index {
             last: last_stored(&engine)?,
             purged: get(&engine, PURGED)?,
@@ -220,13 +222,13 @@ impl Log {
 
 /// Fills the first file of a new log: it alone is not prewritten, and a sync takes the filesystem twice as long when it
 /// makes the file longer.
-fn leave_first_file(engine: &Engine) -> raft_engine::Result<()> {
+fn leave_first_file(engine: &Engine, file_bytes: u64) -> raft_engine::Result<()> {
     const FILLER: &[u8] = b"filler";
     if engine.last_index(GROUP).is_some() || engine.get(GROUP, VOTE).is_some() {
         return Ok(());
     }
     // Random, because the engine would compress zeros.
-    let mut filler = vec![0; FILE_BYTES];
+    let mut filler = vec![0; file_bytes as usize];
     rand::fill(&mut filler[..]);
     let mut batch = LogBatch::default();
     batch.put(GROUP, FILLER.to_vec(), filler)?;

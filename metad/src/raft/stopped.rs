@@ -3,7 +3,7 @@
 use super::log::Log;
 use super::machine::{Machine, Position};
 use super::types::{LogId, Membership, SnapshotMeta, Vote};
-use super::{pieces, snapshot};
+use super::{Tuning, pieces, snapshot};
 use crate::consensus::Member;
 use crate::error::Error;
 use crate::fs::view::Changes;
@@ -39,10 +39,10 @@ pub(crate) struct Stopped {
 ///
 /// # Errors
 /// When the files cannot be read, or hold nothing.
-pub(crate) async fn copy_with_log(dir: &Path, into: &Path, cache_bytes: u64) -> Result<Stopped, Error> {
+pub(crate) async fn copy_with_log(dir: &Path, into: &Path, tuning: &Tuning) -> Result<Stopped, Error> {
     let raft = |error: &dyn std::fmt::Display| Error::Raft(error.to_string());
-    let mut log = Log::open(&dir.join("log"))?;
-    let store = block_in_place(|| copy(dir, into, &log, cache_bytes))?;
+    let mut log = Log::open(&dir.join("log"), tuning.log_file_bytes)?;
+    let store = block_in_place(|| copy(dir, into, &log, tuning.cache_bytes))?;
     let mut machine = block_in_place(|| Machine::open(into, store.clone()))?;
     let last = log.get_log_state().await.map_err(|error| raft(&error))?.last_log_id.map_or(0, |last| last.index);
     let (applied, _) = machine.applied_state().await.map_err(|error| raft(&error))?;
@@ -96,6 +96,7 @@ pub(crate) async fn make_single(
     store: &Store,
     member: &Member,
     (term, index): (u64, u64),
+    tuning: &Tuning,
 ) -> Result<(), Error> {
     let node = BTreeMap::from([(member.id.0, BasicNode::new(member.addr.to_string()))]);
     let voters = vec![BTreeSet::from([member.id.0])];
@@ -114,7 +115,7 @@ pub(crate) async fn make_single(
         store.close()
     })?;
     let path = dir.join("log");
-    let mut log = Log::open(&path)?;
+    let mut log = Log::open(&path, tuning.log_file_bytes)?;
     log.save_vote(&Vote::new(term, member.id.0)).await.map_err(|error| Error::disk(&path, error))?;
     log.purge(at).await.map_err(|error| Error::disk(&path, error))
 }

@@ -20,6 +20,8 @@ use wire::attr::Timestamp;
 
 /// Files are free again long before.
 const LIMIT: Duration = Duration::from_secs(10);
+/// Size of a file of a log.
+const FILE_BYTES: u64 = 1 << 20;
 
 struct Builder;
 
@@ -27,7 +29,7 @@ impl StoreBuilder<TypeConfig, Log, Machine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, Log, Machine), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::open(&dir.path().join("state"), 8 << 20).unwrap());
-        let log = Log::open(&dir.path().join("log")).unwrap();
+        let log = Log::open(&dir.path().join("log"), FILE_BYTES).unwrap();
         let machine = Machine::open(dir.path(), store).unwrap();
         Ok((dir, log, machine))
     }
@@ -65,7 +67,7 @@ fn indexes(entries: &[Entry]) -> Vec<u64> {
 async fn the_entries_sent_at_a_time_are_bounded_in_bytes_and_all_entries_are_applied() {
     const LAST: u64 = 49;
     let dir = tempfile::tempdir().unwrap();
-    let mut log = Log::open(dir.path()).unwrap();
+    let mut log = Log::open(dir.path(), FILE_BYTES).unwrap();
     // Each has 900 KiB, so that the first ones have been pushed out of memory when the last are written; one is larger
     // than what is sent at a time.
     for index in 0..=LAST {
@@ -84,7 +86,7 @@ async fn the_entries_sent_at_a_time_are_bounded_in_bytes_and_all_entries_are_app
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_entries_are_an_error_when_they_are_to_be_applied() {
     let dir = tempfile::tempdir().unwrap();
-    let mut log = Log::open(dir.path()).unwrap();
+    let mut log = Log::open(dir.path(), FILE_BYTES).unwrap();
     log.blocking_append((0..10).map(|index| entry_of(index, 10))).await.unwrap();
     log.purge(entry_of(4, 0).log_id).await.unwrap();
     assert!(log.entries_stream(3..8).await.try_collect::<Vec<Entry>>().await.is_err());
@@ -174,7 +176,7 @@ async fn a_damaged_snapshot_is_not_replaced_while_another_one_is_being_written()
 
 /// A node that has applied entries 0 to 9, and has purged its log up to `purged`.
 async fn node(dir: &TempDir, purged: Option<u64>) {
-    let mut log = Log::open(&dir.path().join("log")).unwrap();
+    let mut log = Log::open(&dir.path().join("log"), FILE_BYTES).unwrap();
     log.save_vote(&Vote::new(1, 1)).await.unwrap();
     log.blocking_append((0..10).map(|index| entry_of(index, 10))).await.unwrap();
     let mut machine = machine(dir);
@@ -194,7 +196,7 @@ fn started(dir: &TempDir) -> Result<Option<u64>, String> {
     let store = Arc::new(Store::open(&dir.path().join("state"), 8 << 20).unwrap());
     let begun = Instant::now();
     let log = loop {
-        match Log::open(&dir.path().join("log")) {
+        match Log::open(&dir.path().join("log"), FILE_BYTES) {
             Ok(log) => break log,
             // The thread of the log that was dropped a moment ago still holds the files.
             Err(error) => assert!(begun.elapsed() < LIMIT, "{error}"),

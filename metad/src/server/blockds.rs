@@ -187,7 +187,7 @@ mod tests {
             replicas: 1,
             min_sync: 1,
             gc_grace: Duration::from_secs(600),
-            tuning: Tuning { cache_bytes: 16 << 20, ..Tuning::default() },
+            tuning: Tuning { cache_bytes: 16 << 20, log_file_bytes: 1 << 20, ..Tuning::default() },
         };
         let node = Node::start_on(config, own).await.unwrap();
         let (one, two) = (endpoint(Role::Blockd, "one"), endpoint(Role::Blockd, "two"));

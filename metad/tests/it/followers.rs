@@ -87,5 +87,6 @@ async fn trouble_by_a_flapping_follower() -> Option<String> {
     let AdminReply::Status(status) = cluster.admin(AdminRequest::Status).await else { panic!("no status") };
     let is_well = slowest < NORMAL && after == (before, leader) && status.leader == MetadId(leader);
     let now = status.leader;
-    (!is_well).then(|| format!("{slowest:?} at most of {number}; term {before} led by {leader}, then {after:?} and {now}"))
+    (!is_well)
+        .then(|| format!("{slowest:?} at most of {number}; term {before} led by {leader}, then {after:?} and {now}"))
 }

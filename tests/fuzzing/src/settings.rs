@@ -19,10 +19,11 @@ pub fn metad_config(data: &[u8]) -> bool {
         of(Role::Metad).save(&identity).expect("a file can be written");
     }
     file.identity = identity;
-    let mib = file.cache_mib;
+    let (mib, log_mib) = (file.cache_mib, file.log_file_mib);
     match file.check() {
         Ok(config) => {
             assert!(mib.is_none_or(|mib| config.tuning.cache_bytes >> 20 == mib), "{mib:?} MiB");
+            assert!(log_mib.is_none_or(|mib| config.tuning.log_file_bytes >> 20 == mib), "{log_mib:?} MiB");
             assert!((1..=config.replicas).contains(&config.min_sync));
             true
         }
@@ -57,7 +58,7 @@ pub mod samples {
     #[must_use]
     pub fn metad() -> Samples {
         let least = "id = 1\ncluster = \"c\"\nlisten = \"10.0.0.1:7101\"\ndata_dir = \"/d\"\nidentity = \"/i.pem\"\n";
-        let more = "replicas = 3\nmin_sync = 2\ngc_grace_s = 900\nsnapshot_entries = 1000\ncache_mib = 64\n[initial]\n1 = \
+        let more = "replicas = 3\nmin_sync = 2\ngc_grace_s = 900\nsnapshot_entries = 1000\ncache_mib = 64\nlog_file_mib = 4\n[initial]\n1 = \
                     \"10.0.0.1:7101\"\n2 = \"[::1]:7101\"\n";
         vec![("least", least.into()), ("all", format!("{least}{more}").into_bytes())]
     }
