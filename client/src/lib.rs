@@ -59,9 +59,10 @@ pub use journal::fuzzing;
 pub use kernel::{Dropped, Notice};
 pub use known::Listed;
 pub use local_dir::LocalDir;
-pub use ops::files::{Handle, OpenFlags, Opened};
+pub use ops::files::{Handle, OpenFlags};
 pub use ops::locks::Wait;
 pub use ops::mapped::{DropUnderWay, Taking};
+pub use ops::opening::Opened;
 pub use queue::{LossesReported, NewNode};
 
 use accessed::Accessed;

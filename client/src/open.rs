@@ -111,9 +111,12 @@ impl OpenFiles {
 
     /// Forgets an inode without handles and without uncommitted content.
     pub fn forget_if_idle(&self, file: &Arc<FileState>) {
-        let mut files = self.files.lock();
-        let (idle, page) = file.idle();
-        if idle && files.get(&file.ino()).is_some_and(|known| Arc::ptr_eq(known, file)) {
+        self.opens.forget(file.ino(), || {
+            let mut files = self.files.lock();
+            let (idle, page) = file.idle();
+            if !idle || files.get(&file.ino()).is_none_or(|known| !Arc::ptr_eq(known, file)) {
+                return false;
+            }
             files.remove(&file.ino());
             if !file.pages_show_present() {
                 // Which ones are old is forgotten with it: the next open drops all.
@@ -122,7 +125,8 @@ impl OpenFiles {
             if let Some(page) = page {
                 self.known.remember_content(file.ino(), page);
             }
-        }
+            true
+        });
     }
 
     /// Returns whether metad retains this unlinked inode for our handles.

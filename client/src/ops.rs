@@ -10,6 +10,7 @@ pub(crate) mod locks;
 pub(crate) mod mapped;
 mod mounting;
 mod names;
+pub(crate) mod opening;
 mod sending;
 mod xattrs;
 
