@@ -1,7 +1,7 @@
 //! Which inodes lie in the subtree of a confined client.
 //!
 //! A directory has one parent, so its place is a walk upwards. Another inode lies in the subtree if one of its links does:
-//! its record names a single one, and the table of [`backlinks`](super::backlinks) those of an inode that has several, of which
+//! its record names a single one, and the table of [`backlinks`] those of an inode that has several, of which
 //! [`LINKS_LOOKED_AT`] are looked at. Each walk takes at most [`DEPTH_MAX`] steps, whatever the others take: nobody hides a file
 //! by linking it from somewhere deep. What lies deeper, or has its only link within behind so many others, counts as outside:
 //! the work for an answer is bounded, and nothing is shown by mistake.
