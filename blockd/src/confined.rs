@@ -1,6 +1,7 @@
 //! Clients that are confined: this daemon cannot know what they may read.
 
 use crate::layouts::Layouts;
+use wire::ids::LayoutEpoch;
 use wire::message::block::BlockRequest;
 use wire::tls::Subject;
 
@@ -8,12 +9,17 @@ use wire::tls::Subject;
 const REFUSED: &str = "the block daemons serve no confined clients: an operator can let them, with `surf cluster set \
                        --confined-blocks on`";
 
-/// Checks whether the sender of a request may have content stored or get it. Only confined clients wait for anything.
+/// Checks whether the sender of a request may have it answered. Only confined clients wait for anything: these are answered
+/// nothing, until an operator has allowed it.
 ///
 /// # Errors
 /// The reason, for people: it is confined, and no operator has allowed it.
 pub(crate) async fn check(layouts: &Layouts, sender: &Subject, request: &BlockRequest) -> Result<(), &'static str> {
-    let (BlockRequest::Put { epoch, .. } | BlockRequest::Get { epoch, .. }) = request else { return Ok(()) };
-    let may = !sender.is_confined() || layouts.confined_may_use_blocks(*epoch).await;
+    let known = match request {
+        BlockRequest::Put { epoch, .. } | BlockRequest::Get { epoch, .. } => *epoch,
+        // They say nothing of the layout that the sender knows.
+        _ => LayoutEpoch::default(),
+    };
+    let may = !sender.is_confined() || layouts.confined_may_use_blocks(known).await;
     if may { Ok(()) } else { Err(REFUSED) }
 }

@@ -11,7 +11,7 @@
 //!   issued and revoked, [`audit`] what has happened to it. [`operator`] makes what operators ask for, unless they were
 //!   revoked meanwhile.
 //! - `judge` decides what a confined client may do: `subtree` knows what it may see, by `backlinks`, and `access` whose
-//!   rights it has. `borders` is what the leader asks about it beforehand.
+//!   rights it has, and `walks` takes the ways from one directory to the next. `borders` is what the leader asks about it beforehand.
 //! - [`read`] answers questions, [`check`] looks for contradictions, [`repair`] mends them, [`recovery`] goes on from a
 //!   state of the past. `index` knows which tables follow from others.
 
@@ -33,7 +33,7 @@ mod index;
 pub mod inode;
 pub(crate) mod judge;
 pub mod keys;
-mod lifetime;
+pub(crate) mod lifetime;
 pub(crate) mod lock;
 pub mod numbered;
 pub mod operator;
@@ -49,6 +49,7 @@ pub(crate) mod subtree;
 pub mod token;
 pub mod token_keys;
 pub mod view;
+mod walks;
 mod xattr;
 
 #[cfg(test)]
@@ -196,6 +197,7 @@ pub enum CommandReply {
 }
 
 /// What operations know besides the state.
+#[derive(Clone)]
 pub(crate) struct Context {
     /// The leader's time for the command; for an operation done under a delegation, the session's time for that.
     pub now: Timestamp,
@@ -237,6 +239,17 @@ impl Command {
             Self::OpenSession(opening) => {
                 opening.resumes.is_none() && opening.token.is_none() && opening.confined.is_none()
             }
+            _ => false,
+        }
+    }
+
+    /// Returns whether the command may end sessions.
+    #[must_use]
+    pub fn ends_sessions(&self) -> bool {
+        match self {
+            Self::CloseSessions(_) => true,
+            Self::OpenSession(opening) => opening.resumes.is_some() || opening.token.is_some(),
+            Self::ByOperator { change, .. } => matches!(change, operator::Change::CloseSessions(_)),
             _ => false,
         }
     }
@@ -324,20 +337,23 @@ fn apply_ops(view: &mut View, context: &Context, batch: &Batch, confined: Option
     let ops = &batch.ops;
     let mut replies = Vec::with_capacity(ops.len());
     let mut committed = Committed::new();
+    let walks_of = |opening| judge::walks((context.session, opening), batch.caller.as_ref(), ops.len());
+    let mut walks = confined.map(walks_of);
     for (index, op) in ops.iter().enumerate() {
         // Positions of journals come after the operations that they are about. They are small, and must not fail for
         // size.
         let is_remark = matches!(op, Op::Journaled { .. } | Op::JournaledContent { .. });
         let full = index > 0 && !is_remark && view.is_exhausted();
-        let applied = match confined {
+        let applied = match confined.zip(walks.as_mut()) {
             _ if full => Err(FsError::ArgumentTooLarge),
             None => apply_op(view, context, op, &committed),
-            Some(opening) => {
-                judge::op(view, (context, opening), batch.caller.as_ref(), op).and_then(|(op, copy_to)| {
-                    let context = Context { root: opening.root(), copy_to, ..*context };
-                    apply_op(view, &context, &op, &committed)
-                })
-            }
+            Some((opening, walks)) => judge::op(view, (context, opening, &mut *walks), batch.caller.as_ref(), op)
+                .and_then(|(op, copy_to)| {
+                    let context = Context { root: opening.root(), copy_to, ..context.clone() };
+                    let reply = apply_op(view, &context, &op, &committed)?;
+                    judge::applied(walks, &op, &reply);
+                    Ok(reply)
+                }),
         };
         match applied.and_then(|reply| if view.is_oversized() { Err(FsError::ArgumentTooLarge) } else { Ok(reply) }) {
             Ok(reply) => {

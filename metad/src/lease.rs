@@ -20,10 +20,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use table::{Extension, Notice, Table};
 use tokio::time::Instant;
+use wire::FsError;
 use wire::attr::InodeAttr;
 use wire::ids::{Ino, SessionId};
 use wire::message::event::MetaEvent;
-use wire::op::{Batch, BatchReply, Op};
+use wire::op::{Batch, BatchReply, Op, OpFailed};
 use wire::tls::PeerIdentity;
 
 /// A change under way; it ends when this is dropped.
@@ -297,15 +298,18 @@ impl Shared {
         self.leased(|table| table.roots()).unwrap_or_default()
     }
 
-    /// Returns the confined sessions out of whose subtrees a batch may move directories.
-    fn crossed(&self, ops: &[Op]) -> Vec<SessionId> {
-        let confined = self.confined();
+    /// Returns the confined sessions out of whose subtrees renames may move directories.
+    ///
+    /// # Errors
+    /// As [`borders::crossed`].
+    fn crossed(&self, renames: &[Op]) -> Result<Vec<SessionId>, FsError> {
+        let confined = if renames.is_empty() { Vec::new() } else { self.confined() };
         if confined.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let roots: BTreeSet<Ino> = confined.iter().map(|(_, root)| *root).collect();
-        let crossed = in_place(|| borders::crossed(&**self.consensus.state(), ops, &roots));
-        confined.into_iter().filter(|(_, root)| crossed.contains(root)).map(|(session, _)| session).collect()
+        let crossed = in_place(|| borders::crossed(&**self.consensus.state(), renames, &roots))?;
+        Ok(confined.into_iter().filter(|(_, root)| crossed.contains(root)).map(|(session, _)| session).collect())
     }
 
     /// Ends all leases of a session that lives, and grants it none any more. Returns when it answers nothing from its
@@ -366,18 +370,27 @@ pub(crate) struct Submitted {
     pub delegated: Vec<Ino>,
 }
 
+/// Whose batch is carried out.
+#[derive(Clone, Copy)]
+pub(crate) struct Submitter {
+    /// The session.
+    pub session: SessionId,
+    /// The session has ended: its batch disturbs nobody, because it is refused, or answered as the first time.
+    pub has_ended: bool,
+    /// It is one of a confined client.
+    pub is_confined: bool,
+    /// The batch was applied before. It has no operations, and touches what its reply says.
+    pub asks_again: bool,
+}
+
 /// Carries out a batch once no session answers from its cache what the batch changes. This must run to its end: a
-/// change that has begun and is forgotten may still be applied. A batch of a session that `has_ended` disturbs nobody:
-/// it is refused, or answered as the first time.
-pub(crate) async fn submit(
-    shared: Arc<Shared>,
-    (id, has_ended): (SessionId, bool),
-    batch: Batch,
-) -> Result<Submitted, ProposeError> {
+/// change that has begun and is forgotten may still be applied.
+pub(crate) async fn submit(shared: Arc<Shared>, of: Submitter, batch: Batch) -> Result<Submitted, ProposeError> {
+    let Submitter { session: id, has_ended, is_confined, asks_again } = of;
     let unleased = |outcome| Submitted { outcome, leased: None, delegated: Vec::new() };
     let inos = touched::before(&**shared.consensus.state(), &batch.ops);
-    if inos.is_empty() || has_ended {
-        return Ok(unleased(shared.batcher.submit(id, batch, None).await?));
+    if (inos.is_empty() && !asks_again) || has_ended {
+        return Ok(unleased(shared.batcher.submit((id, is_confined), batch, None).await?));
     }
     // All that is waited for, and the change itself, belong to one leadership: a new leader has to wait anew.
     let Some(term) = shared.consensus.leadership() else {
@@ -387,13 +400,20 @@ pub(crate) async fn submit(
     let sends = batch.ops.iter().any(|op| matches!(op, Op::Deferred { .. }));
     let made: Vec<Ino> = batch.ops.iter().filter_map(Op::made).collect();
     let renames: Vec<Op> = batch.ops.iter().filter(|op| matches!(op.plain(), Op::Rename { .. })).cloned().collect();
-    let crossing = if renames.is_empty() { Vec::new() } else { shared.crossed(&renames) };
+    // What is not known counts as moved out.
+    let everybody = |_| shared.confined().into_iter().map(|(session, _)| session).collect::<Vec<_>>();
+    let crossing = match shared.crossed(&renames) {
+        Ok(crossing) => crossing,
+        // It may not disturb all others by its way of naming things.
+        Err(error) if is_confined => return Ok(unleased(Ok(Err(OpFailed { index: 0, error })))),
+        Err(error) => everybody(error),
+    };
     let changing = shared.begin_change(term, id, (inos, crossing), sends).await?;
-    let outcome = shared.batcher.submit(id, batch, Some(term)).await?;
+    let outcome = shared.batcher.submit((id, is_confined), batch, Some(term)).await?;
     // What is known only now: names that changed between the look-up and the change.
     let Ok(Ok(replies)) = &outcome else { return Ok(unleased(outcome)) };
     let late = touched::after(replies, &changing.inos);
-    let mut crossed = if renames.is_empty() { Vec::new() } else { shared.crossed(&renames) };
+    let mut crossed = shared.crossed(&renames).unwrap_or_else(everybody);
     crossed.retain(|session| !changing.crossing.contains(session));
     if !late.is_empty() || !crossed.is_empty() {
         drop(shared.begin_change(term, id, (late, crossed), sends).await?);

@@ -25,9 +25,9 @@ pub use wrong_secrets::WrongSecrets;
 
 use crate::Shared;
 use crate::error::ProposeError;
+use crate::fs::judge::{self, Answered};
 use crate::fs::session::Opening;
-use crate::fs::subtree::Scope;
-use crate::fs::{borders, judge, read, settings};
+use crate::fs::{read, settings};
 use crate::in_place::in_place;
 use crate::lease::{Asked, Granted};
 use std::borrow::Cow;
@@ -264,7 +264,7 @@ impl Server {
             self.shared.liveness.wait_heard(&settings::layout(&**self.shared.consensus.state())).await;
         }
         if question.ino().is_none() {
-            return Ok(unleased(self.look(&asker, question)));
+            return Ok(unleased(self.look(&asker, question).reply));
         }
         let mut question = Cow::Borrowed(question);
         for round in 0..READ_ATTEMPTS {
@@ -277,16 +277,13 @@ impl Server {
                 self.shared.consensus.read_barrier().await?;
             }
             let stamp = self.shared.lease_stamp().ok_or(ProposeError::Unknown)?;
-            let answer = self.look(&asker, question);
+            let Answered { reply: answer, above } = self.look(&asker, question);
             let mut inos = inos_in_answer(question, answer.as_ref().ok());
-            if let Some(confined) = &asker.confined {
-                let scope = Scope { root: confined.root(), session };
-                match question.ino().and_then(|ino| self.way_to(scope, ino)) {
-                    // What others have not sent yet may move it out.
-                    Some(above) => inos.extend(above),
-                    // Nobody is disturbed for what lies elsewhere.
-                    None => return Ok(unleased(answer.and(Err(FsError::NotFound)))),
-                }
+            match above {
+                // What others have not sent yet may move it out.
+                Some(above) => inos.extend(above),
+                // Nobody is disturbed for what lies elsewhere.
+                None => return Ok(unleased(answer.and(Err(FsError::NotFound)))),
             }
             // Absence is an answer too; any other error is nothing to rely on.
             let lease = is_cached_by_clients(question) && matches!(answer, Ok(_) | Err(FsError::NotFound));
@@ -297,30 +294,28 @@ impl Server {
             }
         }
         self.shared.consensus.read_barrier().await?;
-        Ok(unleased(self.look(&asker, &question)))
+        Ok(unleased(self.look(&asker, &question).reply))
     }
 
-    /// Returns the directories that decide whether an inode lies within a client's subtree; `None` when it does not.
-    fn way_to(&self, scope: Scope, ino: Ino) -> Option<Vec<Ino>> {
-        in_place(|| borders::way_to(&**self.shared.consensus.state(), scope, ino))
-    }
-
-    fn look(&self, asker: &Asker, question: &Read) -> Result<ReadReply, FsError> {
+    fn look(&self, asker: &Asker, question: &Read) -> Answered {
         let state = self.shared.consensus.state();
         let session = asker.session;
         if let Some(confined) = asker.confined.as_ref().filter(|_| !matches!(question, Read::StatFs)) {
             return in_place(|| judge::answer(&**state, (session, confined), asker.caller.as_ref(), question));
         }
-        match question {
+        let reply = match question {
             Read::StatFs => {
                 let layout = settings::layout(&**state);
                 Ok(ReadReply::StatFs(self.shared.liveness.statfs(&layout, settings::inode_count(&**state))))
             }
-
-            Read::ReadDir { .. } | Read::ReadTree { .. } => in_place(|| read::read(&**state, session, question)),
+            // Whether a confined client sees what it has locked takes walks.
+            Read::ReadDir { .. } | Read::ReadTree { .. } | Read::GetLock { .. } => {
+                in_place(|| read::read(&**state, session, question))
+            }
             // A few look-ups in memory: passing them to another thread would cost more than they do.
             _ => read::read(&**state, session, question),
-        }
+        };
+        Answered { reply, above: Some(Vec::new()) }
     }
 }
 

@@ -11,6 +11,7 @@ use wire::FsError;
 use wire::attr::InodeAttr;
 use wire::ids::Ino;
 use wire::op::{Name, Op, OpReply, Read, ReadReply, RenameMode};
+use wire::trace;
 
 impl Client {
     /// Returns the inode behind a name, also for `.` and `..`.
@@ -152,7 +153,7 @@ impl Client {
         let (client, name) = (self.arc(), name.to_vec());
         // This runs to its end: nobody may open the inode meanwhile.
         self.work
-            .to_its_end(async move {
+            .to_its_end(trace::carried(async move {
                 let _barred = client.order.bar([parent]).await?;
                 let vouched = client.vouch(parent, &name);
                 let released = vouched.as_ref().map(Vouched::ino);
@@ -163,7 +164,7 @@ impl Client {
                     client.open_files.retain_or_release(&[attr.ino]).await;
                 }
                 Ok(())
-            })
+            }))
             .await
     }
 
@@ -201,9 +202,8 @@ impl Client {
             return Ok(());
         }
         let (client, name, new_name) = (self.arc(), name.to_vec(), new_name.to_vec());
-        self.work
-            .to_its_end(async move { client.rename_there((parent, name), (new_parent, new_name), mode).await })
-            .await
+        let moving = async move { client.rename_there((parent, name), (new_parent, new_name), mode).await };
+        self.work.to_its_end(trace::carried(moving)).await
     }
 
     /// Asks metad to move a name.

@@ -2,8 +2,7 @@
 //! which metad itself applies, whatever the client's kernel does.
 //!
 //! Differences from a local filesystem, as with NFS: an owner may read and write its file whatever the mode says, because
-//! metad does not know which files are open, and the mode may have changed since; whoever may execute a file may read it;
-//! the directories above an inode that is named by its number are not checked for search.
+//! metad does not know which files are open, and the mode may have changed since; whoever may execute a file may read it.
 
 use super::acl::{self, Class};
 use super::inode::Inode;

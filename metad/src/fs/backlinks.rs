@@ -4,7 +4,7 @@
 
 use super::inode::Inode;
 use super::keys::{self, Key};
-use super::view::{KvExt, View};
+use super::view::{Kv, KvExt, View};
 use std::ops::Range;
 use wire::attr::FileKind;
 use wire::ids::Ino;
@@ -33,7 +33,8 @@ pub fn parts(key: &[u8]) -> (Ino, &[u8]) {
     (Ino(keys::second(key)), &key[17..])
 }
 
-fn has_table(inode: &Inode) -> bool {
+/// Returns whether the entries of an inode have keys in the table.
+pub(super) fn has_table(inode: &Inode) -> bool {
     inode.attr.kind != FileKind::Directory && inode.attr.nlink > 1
 }
 
@@ -75,12 +76,19 @@ pub(super) fn moved(view: &mut View, inode: &mut Inode, from: (Ino, &[u8]), to: 
     (inode.parent, inode.name) = (to.0, to.1.to_vec());
 }
 
-/// Adapts the records of a damaged inode to its count of links. Keys that are still missing are found by the next check.
-pub(super) fn recounted(view: &mut View, inode: &mut Inode) {
-    if inode.attr.nlink == 1
-        && let Some((key, _)) = view.pairs(all_of(inode.attr.ino), 1).pop()
-    {
-        let (parent, name) = parts(&key);
-        (inode.parent, inode.name) = (parent, name.to_vec());
+/// Lets a damaged inode that counts one link record an entry of its table that `leads` to it, if what it records does not. Keys
+/// that are still missing are found by the next check.
+pub(super) fn recounted(view: &View, inode: &mut Inode, leads: impl Fn(Ino, &[u8]) -> bool) {
+    if inode.attr.nlink != 1 || leads(inode.parent, &inode.name) {
+        return;
+    }
+    let mut found = None;
+    view.scan(all_of(inode.attr.ino), &mut |key, _| {
+        let (parent, name) = parts(key);
+        found = leads(parent, name).then(|| (parent, name.to_vec()));
+        found.is_none()
+    });
+    if let Some((parent, name)) = found {
+        (inode.parent, inode.name) = (parent, name);
     }
 }

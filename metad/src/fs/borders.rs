@@ -1,9 +1,11 @@
 //! What the leader asks about the borders of subtrees, before and after it has operations of anybody applied. What matters is
 //! judged once more by [`judge`](super::judge) when they are applied.
 
+use super::access::Who;
 use super::inode::Inode;
-use super::subtree::{self, DEPTH_MAX, LINKS_LOOKED_AT, Scope};
+use super::subtree::{self, Scope};
 use super::view::{Kv, KvExt};
+use super::walks::{Sight, Walks};
 use super::{dentry, keys, orphan, session};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use wire::FsError;
@@ -12,114 +14,31 @@ use wire::ids::{Ino, SessionId};
 use wire::limits::SUBTREE_BYTES_MAX;
 use wire::op::{Op, RenameMode};
 
-/// Directories and inodes that are looked at for one request; for a batch, all of it.
-const LOOKED_AT_MAX: usize = 1 << 17;
-/// Most of them for one inode.
-const FOR_ONE_MAX: usize = (LINKS_LOOKED_AT + 1) * (DEPTH_MAX + 1) + 1;
-const _: () = assert!(2 * FOR_ONE_MAX < LOOKED_AT_MAX);
+/// Directories that are looked at for what a batch removes, or may move out of subtrees.
+const LOOKED_AT_MAX: usize = 1 << 15;
 
-/// A directory on the way to a root.
-#[derive(Clone, Copy)]
-struct Step {
-    /// Steps to the root, if it lies below.
-    depth: Option<usize>,
-    parent: Ino,
-}
-
-/// What a request of a confined client names, looked at before anything is done for it. Each directory is looked at once,
-/// and all together a bounded number: the client chooses how many there are, and how deep they lie.
+/// What a batch of a confined client names, looked at before anything is done for it.
 pub(crate) struct Borders<'a> {
     kv: &'a dyn Kv,
-    scope: Scope,
-    steps: HashMap<Ino, Step>,
+    session: SessionId,
+    walks: Walks,
     seen: HashMap<Ino, Option<bool>>,
-    /// Directories whose names decide whether the client sees what was named.
-    above: BTreeSet<Ino>,
     /// What earlier operations of the batch make.
     made: HashSet<Ino>,
     /// The numbers that the session has leased, once they were asked for.
     leased: Option<Vec<(Ino, Ino)>>,
-    left: usize,
 }
 
 impl<'a> Borders<'a> {
-    /// Begins with a request.
-    pub fn new(kv: &'a dyn Kv, scope: Scope) -> Self {
-        let (steps, seen, above, made) = (HashMap::new(), HashMap::new(), BTreeSet::new(), HashSet::new());
-        Self { kv, scope, steps, seen, above, made, leased: None, left: LOOKED_AT_MAX }
+    /// Begins with a batch of so many operations.
+    pub fn new(kv: &'a dyn Kv, scope: Scope, ops: usize) -> Self {
+        let walks = Walks::new(scope, Who::Root, ops);
+        Self { kv, session: scope.session, walks, seen: HashMap::new(), made: HashSet::new(), leased: None }
     }
 
     /// Returns the directories whose names decide whether the client sees what was named so far.
-    pub fn above(self) -> Vec<Ino> {
-        self.above.into_iter().collect()
-    }
-
-    fn load(&mut self, ino: Ino) -> Option<Inode> {
-        self.left = self.left.saturating_sub(1);
-        self.kv.load(&keys::inode(ino))
-    }
-
-    /// Returns how many steps the way from a directory to the root takes.
-    fn depth(&mut self, dir: Ino) -> Option<usize> {
-        let (root, mut way, mut at) = (self.scope.root, Vec::new(), dir);
-        let mut depth = loop {
-            if at == root {
-                break Some(0);
-            }
-            if let Some(step) = self.steps.get(&at) {
-                break step.depth;
-            }
-            if at == Ino::ROOT {
-                break None;
-            }
-            if way.len() == DEPTH_MAX {
-                // Of those further up it is not known.
-                way.truncate(1);
-                break None;
-            }
-            let Some(inode) = self.load(at) else { break None };
-            way.push((at, inode.parent));
-            at = inode.parent;
-        };
-        for (at, parent) in way.into_iter().rev() {
-            depth = depth.map(|depth| depth + 1).filter(|depth| *depth <= DEPTH_MAX);
-            self.steps.insert(at, Step { depth, parent });
-        }
-        depth
-    }
-
-    /// Notes the way from a directory that lies below the root.
-    fn note_way(&mut self, dir: Ino) {
-        let mut at = dir;
-        while self.above.insert(at)
-            && at != self.scope.root
-            && let Some(step) = self.steps.get(&at)
-        {
-            at = step.parent;
-        }
-    }
-
-    fn is_below(&mut self, dir: Ino) -> bool {
-        let is_below = self.depth(dir).is_some();
-        if is_below {
-            self.note_way(dir);
-        }
-        is_below
-    }
-
-    fn look(&mut self, ino: Ino) -> Option<bool> {
-        let inode = self.load(ino)?;
-        let root = self.scope.root;
-        if root == Ino::ROOT || inode.attr.nlink == 0 {
-            return Some(self.scope.holds(self.kv, &inode));
-        }
-        let own = if ino == root { root } else { inode.parent };
-        let is_seen = self.is_below(own) || {
-            let others = subtree::other_parents(self.kv, &inode);
-            self.left = self.left.saturating_sub(others.len());
-            others.into_iter().any(|parent| self.is_below(parent))
-        };
-        Some(is_seen)
+    pub fn above(&self) -> Vec<Ino> {
+        self.walks.above()
     }
 
     /// Returns whether the client sees an inode, or `None` if it is not there.
@@ -127,11 +46,10 @@ impl<'a> Borders<'a> {
         if let Some(seen) = self.seen.get(&ino) {
             return Ok(*seen);
         }
-        // Before it is looked at: whether there is enough left must not depend on what is there.
-        if self.left < FOR_ONE_MAX {
-            return Err(FsError::ArgumentTooLarge);
-        }
-        let seen = self.look(ino);
+        let seen = match self.kv.load::<Inode>(&keys::inode(ino)) {
+            Some(inode) => Some(self.walks.sight(self.kv, &inode)? > Sight::Outside),
+            None => None,
+        };
         self.seen.insert(ino, seen);
         Ok(seen)
     }
@@ -203,19 +121,11 @@ impl<'a> Borders<'a> {
     }
 
     fn has_leased(&mut self, ino: Ino) -> bool {
-        let (kv, session) = (self.kv, self.scope.session);
+        let (kv, session) = (self.kv, self.session);
         let leased =
             self.leased.get_or_insert_with(|| session::find(kv, session).map_or_else(Vec::new, |found| found.inos));
         leased.iter().any(|(start, end)| (*start..*end).contains(&ino))
     }
-}
-
-/// Returns the directories whose names decide whether a client sees an inode, or `None` if it does not.
-pub(crate) fn way_to(kv: &dyn Kv, scope: Scope, ino: Ino) -> Option<Vec<Ino>> {
-    let _held = kv.hold();
-    let mut borders = Borders::new(kv, scope);
-    let is_seen = borders.sees(ino).ok().flatten() == Some(true);
-    is_seen.then(|| borders.above())
 }
 
 /// Tells which confined clients see what, in whichever subtrees they are. Each directory is looked at once, and all together
@@ -270,9 +180,11 @@ pub(crate) fn seen_by(kv: &dyn Kv, confined: &[(SessionId, Ino)], inos: &[Ino]) 
     seen
 }
 
-/// Returns the roots that renames may move a directory out of: those of these above one of the two directories only; all of
-/// them, when there is too much to look at.
-pub(crate) fn crossed(kv: &dyn Kv, ops: &[Op], roots: &BTreeSet<Ino>) -> BTreeSet<Ino> {
+/// Returns the roots that renames may move a directory out of: those of these above one of the two directories only.
+///
+/// # Errors
+/// `ArgumentTooLarge` when there is too much to look at.
+pub(crate) fn crossed(kv: &dyn Kv, ops: &[Op], roots: &BTreeSet<Ino>) -> Result<BTreeSet<Ino>, FsError> {
     let (mut sights, mut crossed) = (Sights::new(kv, roots), BTreeSet::new());
     for op in ops {
         let Op::Rename { parent, name, new_parent, new_name, mode, .. } = op.plain() else { continue };
@@ -285,7 +197,7 @@ pub(crate) fn crossed(kv: &dyn Kv, ops: &[Op], roots: &BTreeSet<Ino>) -> BTreeSe
             continue;
         }
         let (Some(from), Some(to)) = (sights.above(*parent).cloned(), sights.above(*new_parent)) else {
-            return roots.clone();
+            return Err(FsError::ArgumentTooLarge);
         };
         crossed.extend(from.difference(to));
         if *mode == RenameMode::Exchange {
@@ -294,7 +206,7 @@ pub(crate) fn crossed(kv: &dyn Kv, ops: &[Op], roots: &BTreeSet<Ino>) -> BTreeSe
     }
     // Nothing moves out of the whole tree.
     crossed.remove(&Ino::ROOT);
-    crossed
+    Ok(crossed)
 }
 
 /// Follows an absolute path. Returns the directories that it comes to, and whether it leads to one of them. Symlinks are not

@@ -13,7 +13,6 @@ use super::keys;
 use super::numbered;
 use super::session;
 use super::settings::inodes_changed;
-use super::subtree;
 use super::view::{KvExt, View};
 use super::xattr;
 use std::collections::BTreeSet;
@@ -22,7 +21,7 @@ use wire::attr::{FileKind, Timestamp};
 use wire::extent::{ExtentWrite, Source};
 use wire::ids::{Ino, Version};
 use wire::limits::{BLOCK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, INLINE_BYTES_MAX, NAME_BYTES_MAX};
-use wire::op::{ConflictCopy, ConflictPolicy, OpReply, check_name};
+use wire::op::{ConflictCopy, ConflictPolicy, Name, OpReply, check_name};
 
 /// Extents are counted in a written chunk up to this number. The count shows the client when to compact.
 const COUNTED_EXTENTS: usize = 4096;
@@ -145,10 +144,11 @@ fn write(view: &mut View, context: &Context, inode: &mut Inode, writes: &[Extent
     inode.attr.size = inode.attr.size.max(end);
 }
 
-/// Where the conflict copy of a confined client's commit stands, and whose it is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Where the conflict copy of a confined client's commit stands, after which name it is named, and whose it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct CopyTo {
     pub dir: Ino,
+    pub name: Name,
     pub uid: u32,
     pub gid: u32,
 }
@@ -165,25 +165,23 @@ fn make_copy(
         return Err(FsError::NameTooLong);
     }
     session::use_ino(view, context, ino)?;
-    // The copy of a confined client is put where that client sees it.
-    let (parent, name) = match context.root {
-        Ino::ROOT => (original.parent, original.name.clone()),
-        root => subtree::place(view, root, original).unwrap_or((root, original.name.clone())),
+    // The copy of a confined client is put where that client sees it: the judge has looked for a place that the user may change.
+    let (parent, name) = match &context.copy_to {
+        Some(to) => (to.dir, &to.name),
+        None => (original.parent, &original.name),
     };
-    // The judge has looked for one that the user may change.
-    let parent = context.copy_to.map_or(parent, |to| to.dir);
     // The directory may have gone together with the file's last name: the copy is then put in the root.
     let mut dir = match Inode::load_dir(view, parent) {
         Ok(dir) => dir,
         Err(_) => Inode::load_dir(view, context.root)?,
     };
-    let name = free_name(view, dir.attr.ino, &name, suffix, ino)?;
+    let name = free_name(view, dir.attr.ino, name, suffix, ino)?;
     check_name(&name)?;
     let mut attr = original.attr.clone();
     (attr.ino, attr.nlink, attr.size, attr.allocated) = (ino, 1, 0, 0);
     (attr.version, attr.btime, attr.ctime) = (Version(0), context.now, context.now);
-    if let Some(CopyTo { uid, gid, .. }) = context.copy_to {
-        (attr.uid, attr.gid) = (uid, gid);
+    if let Some(CopyTo { uid, gid, .. }) = &context.copy_to {
+        (attr.uid, attr.gid) = (*uid, *gid);
     }
     let mut copy = Inode::new(attr, dir.attr.ino, name.clone());
     let present: Vec<ExtentWrite> = overlapping(view, original.attr.ino, &(0..u64::MAX))

@@ -32,7 +32,7 @@ pub(super) fn apply(
         return Err(FsError::Stale);
     }
     let latest = Timestamp { secs: context.now.secs.saturating_add(AHEAD_SECS), ..context.now };
-    apply_op(view, &Context { now: at.min(latest), ..*context }, op, &Committed::new())
+    apply_op(view, &Context { now: at.min(latest), ..context.clone() }, op, &Committed::new())
 }
 
 fn is_as_expected(view: &View, expect: &Expect) -> bool {

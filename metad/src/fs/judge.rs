@@ -8,15 +8,16 @@ use super::access::{R, W, Who, X};
 use super::commit::CopyTo;
 use super::inode::Inode;
 use super::session::Opening;
-use super::subtree::{self, Scope};
+use super::subtree::Scope;
 use super::view::{Kv, KvExt, View};
+use super::walks::{Sight, Walks};
 use super::{Context, acl, deferred, dentry, keys, read};
 use std::borrow::Cow;
 use wire::FsError;
 use wire::attr::{AttrChange, FileKind, S_ISGID, S_ISUID, TimeChange, Timestamp};
 use wire::caller::Caller;
 use wire::ids::{Ino, SessionId};
-use wire::op::{ConflictPolicy, NewInode, Op, Read, ReadReply, RenameMode, With};
+use wire::op::{ConflictPolicy, Lock, LockFamily, NewInode, Op, OpReply, Read, ReadReply, RenameMode, With};
 use wire::tls::Squash;
 
 const TRUSTED: &[u8] = b"trusted.";
@@ -24,8 +25,7 @@ const TRUSTED: &[u8] = b"trusted.";
 struct Judge<'a> {
     kv: &'a dyn Kv,
     opening: &'a Opening,
-    scope: Scope,
-    squash: Squash,
+    walks: &'a mut Walks,
     who: Who,
     /// The leader's time.
     now: Timestamp,
@@ -41,44 +41,59 @@ fn permitted(is_permitted: bool) -> Verdict {
     if is_permitted { Ok(()) } else { Err(FsError::NotPermitted) }
 }
 
+/// Begins the walks for a request of a confined client, or for a batch of so many operations.
+pub(super) fn walks((session, opening): (SessionId, &Opening), caller: Option<&Caller>, ops: usize) -> Walks {
+    Walks::new(Scope { root: opening.root(), session }, Who::new(opening.squash(), caller), ops)
+}
+
 impl<'a> Judge<'a> {
     fn new(
         kv: &'a dyn Kv,
-        (session, opening): (SessionId, &'a Opening),
+        walks: &'a mut Walks,
+        opening: &'a Opening,
         caller: Option<&Caller>,
         now: Timestamp,
     ) -> Self {
-        let (squash, scope) = (opening.squash(), Scope { root: opening.root(), session });
-        Self { kv, opening, scope, squash, who: Who::new(squash, caller), now }
+        Self { kv, opening, walks, who: Who::new(opening.squash(), caller), now }
     }
 
-    fn inside(&self, ino: Ino) -> Result<Inode, FsError> {
-        self.scope.find(self.kv, ino)
+    /// What lies within, also in directories that the user may not search: it may have been open before.
+    fn within(&mut self, ino: Ino) -> Result<(Inode, Sight), FsError> {
+        let inode = self.kv.load::<Inode>(&keys::inode(ino)).ok_or(FsError::NotFound)?;
+        match self.walks.sight(self.kv, &inode)? {
+            Sight::Outside => Err(FsError::NotFound),
+            sight => Ok((inode, sight)),
+        }
     }
 
-    fn dir(&self, ino: Ino) -> Result<Inode, FsError> {
+    fn inside(&mut self, ino: Ino) -> Result<Inode, FsError> {
+        let (inode, sight) = self.within(ino)?;
+        granted(sight == Sight::Open)?;
+        Ok(inode)
+    }
+
+    fn dir(&mut self, ino: Ino) -> Result<Inode, FsError> {
         let inode = self.inside(ino)?;
         if inode.attr.kind == FileKind::Directory { Ok(inode) } else { Err(FsError::NotADirectory) }
     }
 
     /// A directory in which entries are made or removed.
-    fn changing(&self, ino: Ino) -> Result<Inode, FsError> {
+    fn changing(&mut self, ino: Ino) -> Result<Inode, FsError> {
         let dir = self.dir(ino)?;
         granted(self.who.may(self.kv, &dir, W | X))?;
         Ok(dir)
     }
 
     /// A directory that gets an entry. One that would lie too deep to be seen is not made.
-    fn receiving(&self, ino: Ino) -> Result<Inode, FsError> {
+    fn receiving(&mut self, ino: Ino) -> Result<Inode, FsError> {
         let dir = self.changing(ino)?;
-        let root = self.scope.root;
-        let is_seen = root == Ino::ROOT || subtree::way_up(self.kv, root, ino).is_some();
+        let is_seen = self.opening.root() == Ino::ROOT || self.walks.is_below(self.kv, ino);
         if is_seen { Ok(dir) } else { Err(FsError::NameTooLong) }
     }
 
     /// An entry that is removed or moved away. What it leads to lies within, as its directory does, and is judged also if it
     /// lies too deep to be seen.
-    fn removing(&self, parent: Ino, name: &[u8]) -> Result<Option<Inode>, FsError> {
+    fn removing(&mut self, parent: Ino, name: &[u8]) -> Result<Option<Inode>, FsError> {
         let dir = self.changing(parent)?;
         let target = dentry::find(self.kv, parent, name).and_then(|(ino, _)| self.kv.load(&keys::inode(ino)));
         if let Some(target) = &target {
@@ -87,19 +102,32 @@ impl<'a> Judge<'a> {
         Ok(target)
     }
 
-    fn reading(&self, ino: Ino) -> Result<Inode, FsError> {
+    fn reading(&mut self, ino: Ino) -> Result<Inode, FsError> {
         let inode = self.inside(ino)?;
         granted(self.who.may_read(self.kv, &inode))?;
         Ok(inode)
     }
 
-    fn writing(&self, ino: Ino) -> Result<Inode, FsError> {
-        let inode = self.inside(ino)?;
+    /// A file that is written to: it was opened before, when the directories above it may have had other rights.
+    fn writing(&mut self, ino: Ino) -> Result<Inode, FsError> {
+        let (inode, _) = self.within(ino)?;
         granted(self.who.may_write(self.kv, &inode))?;
         Ok(inode)
     }
 
-    fn rename(&self, (parent, name): (Ino, &[u8]), (new_parent, new_name): (Ino, &[u8]), mode: RenameMode) -> Verdict {
+    /// A file that is open, so that the user may at least read or write it.
+    fn open(&mut self, ino: Ino) -> Result<Inode, FsError> {
+        let (inode, _) = self.within(ino)?;
+        granted(self.who.may_read(self.kv, &inode) || self.who.may_write(self.kv, &inode))?;
+        Ok(inode)
+    }
+
+    fn rename(
+        &mut self,
+        (parent, name): (Ino, &[u8]),
+        (new_parent, new_name): (Ino, &[u8]),
+        mode: RenameMode,
+    ) -> Verdict {
         let source = self.removing(parent, name)?;
         let target = self.removing(new_parent, new_name)?;
         if parent != new_parent {
@@ -116,7 +144,7 @@ impl<'a> Judge<'a> {
         granted(turned(&source) && (mode != RenameMode::Exchange || turned(&target)))
     }
 
-    fn attribute(&self, ino: Ino, name: &[u8]) -> Result<Inode, FsError> {
+    fn attribute(&mut self, ino: Ino, name: &[u8]) -> Result<Inode, FsError> {
         let inode = self.inside(ino)?;
         if self.who.is_root() {
             return Ok(inode);
@@ -130,7 +158,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Returns the change as it is made.
-    fn attributes(&self, ino: Ino, change: &AttrChange) -> Result<AttrChange, FsError> {
+    fn attributes(&mut self, ino: Ino, change: &AttrChange) -> Result<AttrChange, FsError> {
         let inode = self.inside(ino)?;
         let mut change = change.clone();
         if self.who.is_root() {
@@ -154,7 +182,7 @@ impl<'a> Judge<'a> {
 
     /// Returns the owner and the group of what is made.
     fn owner(&self, uid: u32, gid: u32) -> (u32, u32) {
-        match (&self.who, self.squash) {
+        match (&self.who, self.opening.squash()) {
             (Who::User(user), _) => (user.uid, user.gid),
             (Who::Anybody, Squash::Root { uid: other, gid: group }) => {
                 (if uid == 0 { other } else { uid }, if gid == 0 { group } else { gid })
@@ -165,20 +193,24 @@ impl<'a> Judge<'a> {
 
     /// Returns where the conflict copy of a file goes, and whose it is; `None` if the user may not have one: it contains all
     /// of the file, and stands in a directory.
-    fn copy_to(&self, ino: Ino) -> Option<CopyTo> {
-        let original = self.inside(ino).ok().filter(|inode| self.who.may_read(self.kv, inode))?;
-        let beside = match self.scope.root {
-            Ino::ROOT => Some(original.parent),
-            root => subtree::place(self.kv, root, &original).map(|(parent, _)| parent),
+    fn copy_to(&mut self, original: &Inode) -> Option<CopyTo> {
+        if !self.who.may_read(self.kv, original) {
+            return None;
+        }
+        let root = self.opening.root();
+        let beside = match root {
+            Ino::ROOT => Some((original.parent, original.name.clone())),
+            _ => self.walks.place(self.kv, original),
         };
-        let mut dirs = beside.into_iter().chain([self.scope.root]);
+        let name = beside.as_ref().map_or_else(|| original.name.clone(), |(_, name)| name.clone());
+        let mut dirs = beside.map(|(dir, _)| dir).into_iter().chain([root]);
         let dir = dirs.find(|dir| self.receiving(*dir).is_ok())?;
         let (uid, gid) = self.owner(original.attr.uid, original.attr.gid);
-        Some(CopyTo { dir, uid, gid })
+        Some(CopyTo { dir, name, uid, gid })
     }
 
-    /// Judges an operation. Returns it as it is carried out, if that is not as it was sent.
-    fn plain(&self, op: &Op) -> Result<Option<Op>, FsError> {
+    /// Judges an operation. Returns it as it is carried out, if that is not as it was sent, and where a conflict copy goes.
+    fn plain(&mut self, op: &Op) -> Result<(Option<Op>, Option<CopyTo>), FsError> {
         match op {
             Op::Create { parent, node, uid, gid, mode, .. } => {
                 let dir = self.receiving(*parent)?;
@@ -191,12 +223,15 @@ impl<'a> Judge<'a> {
                     (*uid, *gid) = (owner, group);
                     *made_mode = if in_group { *mode } else { *mode & !S_ISGID };
                 }
-                return Ok(Some(made));
+                return Ok((Some(made), None));
             }
             Op::Link { ino, parent, .. } => {
                 let inode = self.inside(*ino)?;
                 self.receiving(*parent)?;
                 permitted(self.who.may_link(self.kv, &inode))?;
+                if self.walks.is_full(self.kv, &inode) {
+                    return Err(FsError::TooManyLinks);
+                }
             }
             Op::Unlink { parent, name, released: _ } => {
                 self.removing(*parent, name)?;
@@ -209,18 +244,26 @@ impl<'a> Judge<'a> {
                 self.rename((*parent, name), (*new_parent, new_name), *mode)?;
             }
             Op::SetAttr { ino, change } => {
-                return Ok(Some(Op::SetAttr { ino: *ino, change: self.attributes(*ino, change)? }));
+                let change = self.attributes(*ino, change)?;
+                return Ok((Some(Op::SetAttr { ino: *ino, change }), None));
             }
             Op::Commit { ino, .. } => {
-                self.writing(*ino)?;
-                let mut made = op.clone();
-                if let Op::Commit { clear_privileges, policy, .. } = &mut made {
+                let inode = self.writing(*ino)?;
+                let (mut made, mut copy_to) = (op.clone(), None);
+                if let Op::Commit { clear_privileges, policy, mtime, .. } = &mut made {
                     *clear_privileges |= !self.who.is_root();
-                    if matches!(policy, ConflictPolicy::Copy { .. }) && self.copy_to(*ino).is_none() {
-                        *policy = ConflictPolicy::Fail;
+                    if !self.who.owns(&inode) {
+                        // utimensat(2): others set no time but the current one, and what was written before it is older.
+                        *mtime = mtime.map(|at| at.min(self.now));
+                    }
+                    if matches!(policy, ConflictPolicy::Copy { .. }) {
+                        copy_to = self.copy_to(&inode);
+                        if copy_to.is_none() {
+                            *policy = ConflictPolicy::Fail;
+                        }
                     }
                 }
-                return Ok(Some(made));
+                return Ok((Some(made), copy_to));
             }
             Op::Range { ino, .. } => {
                 self.writing(*ino)?;
@@ -235,46 +278,56 @@ impl<'a> Judge<'a> {
                 if let Op::SetXattr { clear_sgid, .. } = &mut made {
                     *clear_sgid |= name == acl::ACCESS && !self.who.is_in(inode.attr.gid);
                 }
-                return Ok(Some(made));
+                return Ok((Some(made), None));
             }
             Op::RemoveXattr { ino, name } => {
                 self.attribute(*ino, name)?;
             }
             // They touch what the session itself holds, and their answers do not say whether that is anything.
             Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::Unlock { .. } => {}
-            Op::SetLock { ino, .. } => {
-                let inode = self.inside(*ino)?;
-                granted(self.who.may_read(self.kv, &inode) || self.who.may_write(self.kv, &inode))?;
+            Op::SetLock { ino, lock } => {
+                let inode = self.open(*ino)?;
+                // fcntl(2): an exclusive lock takes a descriptor for writing. flock(2) takes any.
+                let writes = lock.family == LockFamily::Posix && lock.exclusive;
+                granted(!writes || self.who.may_write(self.kv, &inode))?;
             }
             Op::Accessed { ino, .. } => {
-                self.inside(*ino)?;
+                let (inode, _) = self.within(*ino)?;
+                granted(self.who.may_read(self.kv, &inode))?;
             }
             Op::Deferred { at: _, expect, op } => {
-                expect.iter().try_for_each(|expect| self.dir(expect.parent).map(|_| ()))?;
+                for expect in expect {
+                    let dir = self.dir(expect.parent)?;
+                    granted(self.who.may(self.kv, &dir, X))?;
+                }
                 // It holds none of its kind: that is checked when it is decoded. Nothing can have been done before, without a
                 // delegation: the client would only choose the times that files have.
-                let op = Box::new(self.plain(op)?.unwrap_or_else(|| (**op).clone()));
-                return Ok(Some(Op::Deferred { at: self.now, expect: expect.clone(), op }));
+                let (judged, copy_to) = self.plain(op)?;
+                let op = Box::new(judged.unwrap_or_else(|| (**op).clone()));
+                return Ok((Some(Op::Deferred { at: self.now, expect: expect.clone(), op }), copy_to));
             }
             Op::Journaled { journal, .. } | Op::JournaledContent { journal, .. } => {
                 permitted(deferred::may_use(self.kv, self.opening, *journal))?;
             }
         }
-        Ok(None)
+        Ok((None, None))
     }
 
     /// Judges a question. Returns it as it is answered.
-    fn read<'q>(&self, question: &'q Read) -> Result<Cow<'q, Read>, FsError> {
+    fn read<'q>(&mut self, question: &'q Read) -> Result<Cow<'q, Read>, FsError> {
         match question {
             Read::Lookup { parent, name } => {
                 let dir = self.dir(*parent)?;
                 granted(self.who.may(self.kv, &dir, X))?;
-                if name == b".." && *parent == self.scope.root {
-                    return Ok(Cow::Owned(Read::GetAttr { ino: self.scope.root }));
+                if name == b".." && *parent == self.opening.root() {
+                    return Ok(Cow::Owned(Read::GetAttr { ino: self.opening.root() }));
                 }
             }
-            Read::GetAttr { ino } | Read::ReadLink { ino } | Read::ListXattr { ino } | Read::GetLock { ino, .. } => {
+            Read::GetAttr { ino } | Read::ReadLink { ino } | Read::ListXattr { ino } => {
                 self.inside(*ino)?;
+            }
+            Read::GetLock { ino, .. } => {
+                self.open(*ino)?;
             }
             Read::Open { ino } | Read::Extents { ino, .. } => {
                 self.reading(*ino)?;
@@ -303,7 +356,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Returns what comes with the entries of a directory.
-    fn listing(&self, ino: Ino, with: With) -> Result<With, FsError> {
+    fn listing(&mut self, ino: Ino, with: With) -> Result<With, FsError> {
         let dir = self.dir(ino)?;
         granted(self.who.may(self.kv, &dir, R))?;
         match &self.who {
@@ -318,26 +371,33 @@ impl<'a> Judge<'a> {
 /// Judges an operation. Returns it as it is carried out, and where a conflict copy goes.
 ///
 /// # Errors
-/// `NotFound` for what lies outside, `AccessDenied` or `NotPermitted` for what the user may not do.
+/// `NotFound` for what lies outside, `AccessDenied` or `NotPermitted` for what the user may not do; `ArgumentTooLarge` when the
+/// batch has named too much.
 pub(super) fn op<'o>(
     view: &mut View,
-    client: (&Context, &Opening),
+    (context, opening, walks): (&Context, &Opening, &mut Walks),
     caller: Option<&Caller>,
     op: &'o Op,
 ) -> Result<(Cow<'o, Op>, Option<CopyTo>), FsError> {
-    let (context, opening) = client;
-    let judge = Judge::new(view, (context.session, opening), caller, context.now);
-    let judged = judge.plain(op)?;
-    let copy_to = if let Op::Commit { ino, policy: ConflictPolicy::Copy { .. }, .. } = op.plain() {
-        judge.copy_to(*ino)
-    } else {
-        None
-    };
+    let mut judge = Judge::new(view, walks, opening, caller, context.now);
+    let (judged, copy_to) = judge.plain(op)?;
     let is_root = judge.who.is_root();
     if !is_root && let Op::Range { ino, .. } | Op::CloneRange { dst: ino, .. } = op.plain() {
         clear_privileges(view, *ino);
     }
     Ok((judged.map_or(Cow::Borrowed(op), Cow::Owned), copy_to))
+}
+
+/// Lets walks forget what an operation has changed for those that follow.
+pub(super) fn applied(walks: &mut Walks, op: &Op, reply: &OpReply) {
+    match (op.plain(), reply) {
+        (_, OpReply::Renamed { moved, replaced, .. }) => {
+            walks.forget(moved.ino);
+            replaced.iter().for_each(|attr| walks.forget(attr.ino));
+        }
+        (Op::SetAttr { ino, .. } | Op::SetXattr { ino, .. } | Op::RemoveXattr { ino, .. }, _) => walks.forget(*ino),
+        _ => {}
+    }
 }
 
 /// Other changes of content clear setuid and setgid by themselves.
@@ -350,27 +410,43 @@ fn clear_privileges(view: &mut View, ino: Ino) {
     }
 }
 
-/// Answers a question of a confined client.
-///
-/// # Errors
-/// The error of the system call; `NotFound` for what lies outside.
+/// An answer to a confined client.
+pub(crate) struct Answered {
+    /// What it is told.
+    pub reply: Result<ReadReply, FsError>,
+    /// The directories whose names decide whether it sees the inode; `None` when it does not.
+    pub above: Option<Vec<Ino>>,
+}
+
+/// Answers a question of a confined client: with the error of the system call, or with `NotFound` for what lies outside.
 pub(crate) fn answer(
     kv: &dyn Kv,
     (session, opening): (SessionId, &Opening),
     caller: Option<&Caller>,
     question: &Read,
-) -> Result<ReadReply, FsError> {
+) -> Answered {
     // The answer is of one moment with the judgement.
     let _held = kv.hold();
-    let judge = Judge::new(kv, (session, opening), caller, Timestamp::default());
-    let question = judge.read(question)?;
-    match read::held(kv, session, &question)? {
-        ReadReply::Page { entries, end, .. } if question.ino() == Some(judge.scope.root) => {
-            Ok(ReadReply::Page { parent: judge.scope.root, entries, end })
+    let mut walks = walks((session, opening), caller, 0);
+    let mut judge = Judge::new(kv, &mut walks, opening, caller, Timestamp::default());
+    let is_within = question.ino().is_none_or(|ino| judge.within(ino).is_ok());
+    let reply = judge.answer(session, question);
+    Answered { reply, above: is_within.then(|| walks.above()) }
+}
+
+impl Judge<'_> {
+    fn answer(&mut self, session: SessionId, question: &Read) -> Result<ReadReply, FsError> {
+        let question = self.read(question)?;
+        match read::held(self.kv, session, &question)? {
+            ReadReply::Page { entries, end, .. } if question.ino() == Some(self.opening.root()) => {
+                Ok(ReadReply::Page { parent: self.opening.root(), entries, end })
+            }
+            ReadReply::Names(names) if !self.who.is_root() => {
+                Ok(ReadReply::Names(names.into_iter().filter(|name| !name.starts_with(TRUSTED)).collect()))
+            }
+            // Who it is, is nothing to others.
+            ReadReply::Lock(Some(lock)) => Ok(ReadReply::Lock(Some(Lock { owner: 0, ..lock }))),
+            reply => Ok(reply),
         }
-        ReadReply::Names(names) if !judge.who.is_root() => {
-            Ok(ReadReply::Names(names.into_iter().filter(|name| !name.starts_with(TRUSTED)).collect()))
-        }
-        reply => Ok(reply),
     }
 }

@@ -53,6 +53,12 @@ pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Com
     CommandReply::Session(id)
 }
 
+/// Returns the living session that a client has opened with the token of this opening.
+pub(crate) fn opened(kv: &dyn Kv, opening: &Opening) -> Option<SessionId> {
+    let (id, session) = find_by_token(kv, opening.token?, opening)?;
+    (!session.has_ended()).then_some(id)
+}
+
 /// Returns an opening with the directory that its path leads to.
 fn resolved<'a>(kv: &dyn Kv, opening: &'a Opening) -> Result<Cow<'a, Opening>, FsError> {
     let Some(Confined { subtree: Some(path), squash, root: _ }) = &opening.confined else {
@@ -121,7 +127,7 @@ fn take_over(view: &mut View, context: &Context, old: SessionId, opening: &Openi
 /// not know the outcome of its last batches (I1), and its inode numbers stay for the session that replaces it.
 pub(super) fn close(view: &mut View, context: &Context, id: SessionId) {
     let Some(mut session) = find(view, id) else { return };
-    let context = Context { session: id, ..*context };
+    let context = Context { session: id, ..context.clone() };
     lock::release_session(view, &context);
     orphan::release_session(view, &context);
     let place = take_numbers(view, "next ended", 1, 1);

@@ -149,9 +149,9 @@ pub(super) fn unlock(
     if range.is_empty() {
         return Err(FsError::Invalid);
     }
-    let before = load(view, ino);
-    if !before.is_empty() {
-        let held = carve(before, context.session, family, owner, &range);
+    // Otherwise the work would tell a confined client which files elsewhere have locks.
+    if holds(view, context.session, ino) {
+        let held = carve(load(view, ino), context.session, family, owner, &range);
         // A range cut out of the middle of a lock leaves two locks.
         if held.len() > LOCKS_MAX {
             return Err(FsError::NoSpace);

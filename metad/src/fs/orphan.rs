@@ -51,11 +51,16 @@ pub(super) fn unlinked(view: &mut View, context: &Context, inode: &Inode, releas
 
 /// `Op::ReleaseOrphans`, for one inode.
 pub(super) fn release(view: &mut View, context: &Context, ino: Ino) {
+    let held = keys::session_orphan(context.session, ino);
+    // Otherwise the work would tell a confined client which files elsewhere are open and have no name.
+    if view.get(&held).is_none() {
+        return;
+    }
     let Some(mut holders) = view.load::<BTreeSet<SessionId>>(&keys::orphan(ino)) else { return };
     if !holders.remove(&context.session) {
         return;
     }
-    view.delete(keys::session_orphan(context.session, ino));
+    view.delete(held);
     if holders.is_empty() {
         view.delete(keys::orphan(ino));
         remove(view, context, ino);

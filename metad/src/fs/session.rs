@@ -221,7 +221,7 @@ pub(super) fn apply_batch(
     } else {
         apply_ops(
             view,
-            &Context { session: id, ..*context },
+            &Context { session: id, ..context.clone() },
             batch,
             Some(&session.opening).filter(|opening| opening.confined.is_some()),
         )

@@ -46,7 +46,7 @@ pub struct Machine {
     building: Arc<AsyncMutex<()>>,
     position: Position,
     digests: Arc<Digests>,
-    /// Sessions of confined clients that live, or did.
+    /// The living sessions of confined clients.
     confined: BTreeSet<SessionId>,
 }
 
@@ -129,10 +129,13 @@ impl Machine {
             EntryPayload::Blank => CommandReply::Done,
             EntryPayload::Normal(stamped) => {
                 let reply = fs::apply(view, &stamped);
+                if !self.confined.is_empty() && stamped.command.ends_sessions() {
+                    self.confined.retain(|id| session::find(view, *id).is_some());
+                }
                 if let (Command::OpenSession(opening), CommandReply::Session(id)) = (&stamped.command, &reply)
                     && opening.confined.is_some()
                 {
-                    self.note_confined(view, *id);
+                    self.confined.insert(*id);
                 }
                 reply
             }
@@ -141,16 +144,6 @@ impl Machine {
                 self.position.membership = Membership::new(Some(entry.log_id), membership);
                 CommandReply::Done
             }
-        }
-    }
-}
-
-impl Machine {
-    /// Notes the session of a confined client. Those that have ended are forgotten when there are many.
-    fn note_confined(&mut self, view: &View, id: SessionId) {
-        self.confined.insert(id);
-        if self.confined.len() > session::SESSIONS_MAX {
-            self.confined = session::confined(view);
         }
     }
 }

@@ -21,6 +21,8 @@ const ENTRY_BATCHES: usize = 256;
 const ENTRY_BYTES: usize = 1 << 20;
 /// Batches in one entry that may change very many keys. All that an entry changes is in memory until it is applied.
 const ENTRY_HEAVY_BATCHES: usize = 4;
+/// Batches of confined clients in one entry: each may take walks through thousands of directories.
+const ENTRY_CONFINED_BATCHES: usize = 32;
 /// A batch with more writes may change very many keys.
 const HEAVY_BATCH_WRITES: usize = 1024;
 /// Entries under way at once. The first goes at once; later ones gather what arrives meanwhile.
@@ -39,6 +41,8 @@ struct Waiting {
     bytes: usize,
     /// It may change very many keys.
     is_heavy: bool,
+    /// It is one of a confined client.
+    is_confined: bool,
     reply: oneshot::Sender<Outcome>,
 }
 
@@ -132,12 +136,12 @@ impl Batcher {
         self.queue.close();
     }
 
-    /// Applies a batch; if a term is given, only in that term. A queued batch runs to its end even if the caller is
+    /// Applies a batch of a session, which may be one of a confined client; if a term is given, only in that term. A queued batch runs to its end even if the caller is
     /// dropped.
     ///
     /// # Errors
     /// [`ProposeError`], as `Consensus::propose_in`.
-    pub async fn submit(&self, session: SessionId, batch: Batch, term: Option<u64>) -> Outcome {
+    pub async fn submit(&self, (session, is_confined): (SessionId, bool), batch: Batch, term: Option<u64>) -> Outcome {
         let (reply, wait) = oneshot::channel();
         let ended = || ProposeError::Refused("metad is stopping".to_owned());
         let (bytes, is_heavy) = (codec::encoded_len(&batch), is_heavy(&batch));
@@ -146,7 +150,8 @@ impl Batcher {
             if queued.closed {
                 return Err(ended());
             }
-            queued.batches.push(session, TURN, Waiting { session, batch, term, bytes, is_heavy, reply });
+            let waiting = Waiting { session, batch, term, bytes, is_heavy, is_confined, reply };
+            queued.batches.push(session, TURN, waiting);
         }
         self.queue.changed.notify_one();
         wait.await.map_err(|_| ended())?
@@ -171,13 +176,15 @@ async fn run(consensus: Arc<dyn Consensus>, clock: Arc<Clock>, queue: ClosedAtTh
 /// Takes batches for one entry: the first, and those behind it as long as they fit in size and in term. The first that
 /// does not fit begins the next entry.
 fn take_group(waiting: &mut FairQueue<SessionId, Waiting>) -> Vec<Waiting> {
-    let (mut bytes, mut term, mut heavy) = (0, None, 0);
+    let (mut bytes, mut term, mut heavy, mut confined) = (0, None, 0, 0);
     let mut group: Vec<Waiting> = Vec::new();
     while let Some(next) = waiting.peek() {
         bytes += next.bytes;
         heavy += usize::from(next.is_heavy);
+        confined += usize::from(next.is_confined);
         let other_term = term.is_some() && next.term.is_some() && term != next.term;
-        let too_much = bytes > ENTRY_BYTES || heavy > ENTRY_HEAVY_BATCHES || group.len() == ENTRY_BATCHES;
+        let too_slow = heavy > ENTRY_HEAVY_BATCHES || confined > ENTRY_CONFINED_BATCHES;
+        let too_much = bytes > ENTRY_BYTES || too_slow || group.len() == ENTRY_BATCHES;
         if !group.is_empty() && (too_much || other_term) {
             break;
         }
@@ -209,7 +216,8 @@ mod tests {
 
     fn waiting(session: u64, number: u64, (bytes, term, is_heavy): (usize, Option<u64>, bool)) -> Waiting {
         let batch = Batch { seq: BatchSeq(number), acked: BatchSeq(0), caller: None, ops: Vec::new() };
-        Waiting { session: SessionId(session), batch, term, bytes, is_heavy, reply: oneshot::channel().0 }
+        let (session, reply) = (SessionId(session), oneshot::channel().0);
+        Waiting { session, batch, term, bytes, is_heavy, is_confined: false, reply }
     }
 
     fn groups(mut queue: FairQueue<SessionId, Waiting>) -> Vec<Vec<u64>> {
@@ -238,6 +246,16 @@ mod tests {
         }
         queue.push(SessionId(2), TURN, waiting(2, 9_999, (100, None, false)));
         assert!(groups(queue)[0].contains(&9_999));
+    }
+
+    #[test]
+    fn few_batches_of_confined_clients_share_an_entry_because_each_may_walk_far() {
+        let mut queue = FairQueue::default();
+        for number in 0..ENTRY_CONFINED_BATCHES as u64 + 1 {
+            queue.push(SessionId(1), TURN, Waiting { is_confined: true, ..waiting(1, number, (1, None, false)) });
+        }
+        let lengths: Vec<usize> = groups(queue).iter().map(Vec::len).collect();
+        assert_eq!(lengths, [ENTRY_CONFINED_BATCHES, 1]);
     }
 
     /// Each session sends one batch, and another one comes with each batch that is taken.

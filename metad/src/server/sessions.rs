@@ -7,7 +7,7 @@ use crate::fs::borders::Borders;
 use crate::fs::session::{self, Confined, Opening, Session};
 use crate::fs::subtree::Scope;
 use crate::fs::view::Kv;
-use crate::fs::{Command, CommandReply, Refused, Stamped, borders, lock, orphan, settings};
+use crate::fs::{Command, CommandReply, Refused, Stamped, borders, lifetime, lock, orphan, settings};
 use crate::in_place::in_place;
 use crate::lease::{self, Asked, Granted, table::Extension};
 use std::collections::BTreeSet;
@@ -62,13 +62,19 @@ impl Server {
             return Ok(MetaReply::Failed(FsError::Invalid));
         }
         let confined = bounds(peer);
-        let squash = peer.subject.grant.squash;
         let client = peer.subject.name.clone();
         let opening = Opening { host, purpose, client, caches, resumes, token, confined };
         // Sessions are notified under one leadership: another one might let them believe that they are alone.
         let Some(term) = self.shared.consensus.leadership() else {
             return Err(ProposeError::NotLeader(self.shared.consensus.leader().await));
         };
+        if opening.token.is_some() {
+            self.shared.consensus.read_barrier().await?;
+            // One that asks again is answered at once: nobody has to give up anything for it.
+            if let Some(id) = lifetime::opened(&**self.shared.consensus.state(), &opening) {
+                return Ok(self.opened(peer, id));
+            }
+        }
         let arriving = if caches { Some(self.shared.arrive().await?) } else { None };
         if let Some(path) = &peer.subject.grant.subtree {
             self.settle_way(path).await?;
@@ -92,15 +98,20 @@ impl Server {
         if let Some(old) = resumes.filter(|old| session::find(&**self.shared.consensus.state(), *old).is_none()) {
             self.shared.forget_leases(old);
         }
+        Ok(self.opened(peer, id))
+    }
+
+    fn opened(&self, peer: &PeerIdentity, id: SessionId) -> MetaReply {
+        let state = &**self.shared.consensus.state();
         self.shared.liveness.heard_session(id, peer);
-        Ok(MetaReply::Session {
+        MetaReply::Session {
             session: id,
             ttl_ms: SESSION_TTL_MS,
             now: self.shared.clock.now(),
-            layout: settings::layout(&**self.shared.consensus.state()),
-            root: session::find(&**self.shared.consensus.state(), id).map_or(Ino::ROOT, |found| found.opening.root()),
-            squash,
-        })
+            layout: settings::layout(state),
+            root: session::find(state, id).map_or(Ino::ROOT, |found| found.opening.root()),
+            squash: peer.subject.grant.squash,
+        }
     }
 
     /// Waits until others have sent what they did in the directories along a path, under delegations: whoever follows it
@@ -211,18 +222,27 @@ impl Server {
             return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
         }
         self.shared.liveness.heard_session(id, peer);
+        let mut of =
+            lease::Submitter { session: id, has_ended: known.has_ended(), is_confined: false, asks_again: false };
         if let Some(confined) = &known.opening.confined {
-            if let Err(failed) = self.check_borders(id, confined.root, &mut batch).await? {
-                return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
+            of.is_confined = true;
+            // Nothing of a session that has ended is carried out.
+            if !of.has_ended {
+                match self.check_borders(id, confined.root, &mut batch).await? {
+                    Checked::Within => {}
+                    Checked::Applied => of.asks_again = true,
+                    Checked::Refused(failed) => {
+                        return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
+                    }
+                }
             }
         } else {
             // Only of a confined client it matters.
             batch.caller = None;
         }
-        let has_ended = known.has_ended();
-        let unlocked = unlocked_by(&**state, id, &batch.ops);
+        let unlocked = unlocked_by(&**state, id, &batch.ops, of.is_confined);
         // In a task of its own: it runs to its end though this request's connection is lost.
-        let carrying_out = trace::carried(lease::submit(self.shared.clone(), (id, has_ended), batch));
+        let carrying_out = trace::carried(lease::submit(self.shared.clone(), of, batch));
         let carried_out = self.shared.changes.spawn(carrying_out);
         let submitted = carried_out.await.map_err(|_| ProposeError::Unknown)??;
         Ok(match submitted.outcome {
@@ -237,28 +257,32 @@ impl Server {
     }
 
     /// Refuses a batch that names inodes outside of a client's subtree, before it disturbs anybody there. It is judged once
-    /// more when it is applied.
-    async fn check_borders(
-        &self,
-        id: SessionId,
-        root: Ino,
-        batch: &mut Batch,
-    ) -> Result<Result<(), OpFailed>, ProposeError> {
+    /// more when it is applied. A batch that was applied already is emptied: only its stored reply counts, whatever operations
+    /// come with its number now.
+    async fn check_borders(&self, id: SessionId, root: Ino, batch: &mut Batch) -> Result<Checked, ProposeError> {
         // On an older state, what the client has just made is not there.
         self.shared.consensus.read_barrier().await?;
         let state = &**self.shared.consensus.state();
-        if session::has_reply(state, id, batch.seq) {
-            return Ok(Ok(()));
-        }
         // The client chooses how much there is to look at.
-        let above = match in_place(|| looked_at(state, Scope { root, session: id }, &mut batch.ops)) {
-            Ok(above) => above,
-            Err(failed) => return Ok(Err(failed)),
+        let looked_at = in_place(|| {
+            let seq = batch.seq;
+            let looked_at = (!session::has_reply(state, id, seq))
+                .then(|| looked_at(state, Scope { root, session: id }, &mut batch.ops));
+            // Looked for again: it may have been sent twice, and be applied meanwhile.
+            looked_at.filter(|looked_at| looked_at.is_ok() || !session::has_reply(state, id, seq))
+        });
+        let above = match looked_at {
+            Some(Ok(above)) => above,
+            Some(Err(failed)) => return Ok(Checked::Refused(failed)),
+            None => {
+                batch.ops.clear();
+                return Ok(Checked::Applied);
+            }
         };
         // What others have not sent yet may move it out.
         let stamp = self.shared.lease_stamp().ok_or(ProposeError::Unknown)?;
         self.shared.grant(id, &above, stamp, Asked { lease: false, delegate: false, sends: false }).await;
-        Ok(Ok(()))
+        Ok(Checked::Within)
     }
 
     /// Sends other sessions the events that concern them.
@@ -270,15 +294,26 @@ impl Server {
     }
 }
 
-/// Returns the inodes on which a session gives up locks that it has, each once.
-fn unlocked_by(state: &dyn Kv, id: SessionId, ops: &[Op]) -> Vec<Ino> {
+/// What was found of a batch of a confined client, before it is carried out.
+enum Checked {
+    /// It names what the client sees.
+    Within,
+    /// It was applied before.
+    Applied,
+    /// It names something else.
+    Refused(OpFailed),
+}
+
+/// Returns the inodes on which a session gives up locks, each once; of a session that `is_confined`, only those on which it has
+/// some. Others may ask again for what they have given up: those who wait hear of it twice rather than never.
+fn unlocked_by(state: &dyn Kv, id: SessionId, ops: &[Op], is_confined: bool) -> Vec<Ino> {
     let (mut locked, mut unlocked) = (BTreeSet::new(), BTreeSet::new());
     for op in ops {
         match op.plain() {
             Op::SetLock { ino, .. } => {
                 locked.insert(*ino);
             }
-            Op::Unlock { ino, .. } if locked.contains(ino) || lock::holds(state, id, *ino) => {
+            Op::Unlock { ino, .. } if !is_confined || locked.contains(ino) || lock::holds(state, id, *ino) => {
                 unlocked.insert(*ino);
             }
             _ => {}
@@ -289,7 +324,7 @@ fn unlocked_by(state: &dyn Kv, id: SessionId, ops: &[Op]) -> Vec<Ino> {
 
 /// Returns the directories that decide whether a client sees what some operations name, if all of it is to be carried out.
 fn looked_at(state: &dyn Kv, scope: Scope, ops: &mut [Op]) -> Result<Vec<Ino>, OpFailed> {
-    let mut borders = Borders::new(state, scope);
+    let mut borders = Borders::new(state, scope, ops.len());
     for (index, op) in ops.iter_mut().enumerate() {
         borders.check(op).map_err(|error| OpFailed { index: index as u32, error })?;
     }
@@ -390,15 +425,20 @@ mod tests {
     use wire::op::{Lock, LockFamily};
 
     #[test]
-    fn a_lock_is_released_only_by_whoever_has_it() {
+    fn a_confined_session_releases_only_locks_that_it_has() {
         let (mut kv, holder) = (MemoryKv::default(), SessionId(7));
         kv.0.insert(keys::session_lock(holder, Ino(2)), Vec::new());
         let family = LockFamily::Flock;
         let unlock = |ino| Op::Unlock { ino: Ino(ino), family, owner: 1, start: 0, end: 1 };
         let lock = Lock { family, owner: 1, pid: 1, start: 0, end: 1, exclusive: true };
         let ops = [unlock(2), unlock(3), Op::SetLock { ino: Ino(4), lock }, unlock(4), unlock(2)];
-        assert_eq!(unlocked_by(&kv, holder, &ops), [Ino(2), Ino(4)]);
-        assert_eq!(unlocked_by(&kv, SessionId(8), &ops), [Ino(4)]);
+        assert_eq!(unlocked_by(&kv, holder, &ops, true), [Ino(2), Ino(4)]);
+        assert_eq!(unlocked_by(&kv, SessionId(8), &ops, true), [Ino(4)]);
+        assert_eq!(
+            unlocked_by(&kv, SessionId(8), &ops, false),
+            [Ino(2), Ino(3), Ino(4)],
+            "an answer may have been lost"
+        );
     }
 
     #[test]

@@ -65,7 +65,11 @@ impl<'a> Client<'a> {
 
     async fn run(&mut self, op: Op) -> BatchReply {
         self.seq += 1;
-        let batch = Batch { seq: BatchSeq(self.seq), acked: BatchSeq(self.seq - 1), caller: None, ops: vec![op] };
+        self.submit(self.seq, vec![op]).await
+    }
+
+    async fn submit(&self, seq: u64, ops: Vec<Op>) -> BatchReply {
+        let batch = Batch { seq: BatchSeq(seq), acked: BatchSeq(seq - 1), caller: None, ops };
         match self.ask(&MetaRequest::Submit { session: self.id, batch }).await {
             MetaReply::Batch { reply, delegated, .. } => {
                 assert_eq!(delegated, []);
@@ -471,6 +475,78 @@ async fn a_session_is_of_one_certificate_with_its_bounds_and_needs_a_subtree_tha
     cluster.ask_as(&confined, &resuming).await;
     let kept = cluster.ask_as(&free, &read(of_free, tree.outside)).await;
     assert!(matches!(kept, MetaReply::Read { answer: Ok(_), .. }), "{kept:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operations_that_come_with_the_number_of_an_answered_batch_are_not_looked_at() {
+    let cluster = Cluster::start(1).await;
+    let mut owner = cluster.session().await;
+    let tree = tree(&mut owner).await;
+    let _company = company(&cluster).await;
+    let mut liar = Client::new(&cluster, "liar", (Some("/home"), Squash::None)).await;
+    let mut honest = Client::new(&cluster, "honest", (None, Squash::None)).await;
+    owner.run(vec![Op::SetLock { ino: tree.inside, lock: lock() }]).await.unwrap();
+    let (_, leased, delegated) = honest.read(Read::Open { ino: tree.outside }).await;
+    assert!(leased && delegated.contains(&tree.outside));
+    let first = liar.run(Op::LeaseInos { count: 1 }).await;
+    let mine = Lock { owner: 2, exclusive: false, family: LockFamily::Posix, ..lock() };
+    let unlock = Op::Unlock { ino: tree.inside, family: LockFamily::Posix, owner: 2, start: 0, end: u64::MAX };
+    for ops in [
+        lies(&tree, Ino(777)).into_iter().map(|(op, _)| op).collect::<Vec<_>>(),
+        vec![Op::SetLock { ino: tree.outside, lock: mine }, unlock],
+    ] {
+        assert_eq!(liar.submit(liar.seq, ops).await, first);
+    }
+    let disturbed = honest.next_event().await;
+    assert!(disturbed.is_none(), "{disturbed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_confined_session_that_has_ended_is_told_so_by_whatever_it_sends() {
+    let cluster = Cluster::start(1).await;
+    let mut owner = cluster.session().await;
+    let tree = tree(&mut owner).await;
+    let mut confined = Client::new(&cluster, "confined", (Some("/home"), Squash::None)).await;
+    let replies = confined.run(Op::LeaseInos { count: 1 }).await.unwrap();
+    let OpReply::Inos { start: ino, .. } = replies[0] else { panic!("{replies:?}") };
+    assert!(matches!(confined.ask(&MetaRequest::CloseSession { session: confined.id }).await, MetaReply::Done));
+    let create = Op::Create {
+        parent: tree.home,
+        name: b"new".to_vec(),
+        ino,
+        node: NewInode::Regular,
+        mode: 0o666,
+        umask: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let batch = Batch { seq: BatchSeq(2), acked: BatchSeq(0), caller: None, ops: vec![create] };
+    let reply = confined.ask(&MetaRequest::Submit { session: confined.id, batch }).await;
+    assert!(matches!(reply, MetaReply::Failed(FsError::SessionExpired)), "{reply:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_opening_that_is_asked_for_again_disturbs_nobody_again() {
+    let cluster = Cluster::start(1).await;
+    let mut owner = cluster.session().await;
+    tree(&mut owner).await;
+    let _company = company(&cluster).await;
+    let confined = endpoint(&cluster, "confined", (Some("/home"), Squash::None));
+    let opening = MetaRequest::OpenSession {
+        host: "h".to_owned(),
+        purpose: "t".to_owned(),
+        caches: true,
+        resumes: None,
+        token: Some(77),
+    };
+    let MetaReply::Session { session: first, .. } = cluster.ask_as(&confined, &opening).await else { panic!() };
+    let mut holder = Client::new(&cluster, "holder", (None, Squash::None)).await;
+    let (_, _, delegated) = holder.read(Read::GetAttr { ino: Ino::ROOT }).await;
+    assert!(delegated.contains(&Ino::ROOT));
+    let MetaReply::Session { session: second, .. } = cluster.ask_as(&confined, &opening).await else { panic!() };
+    assert_eq!(second, first);
+    let disturbed = holder.next_event().await;
+    assert!(disturbed.is_none(), "{disturbed:?}");
 }
 
 /// What a client may send to metad besides operations and questions.

@@ -29,5 +29,5 @@ pub use powerloss::VolatileDisk;
 pub use proxy::{Link, Proxy};
 pub use scale::scale;
 pub use surf::{Setup, Surf};
-pub use sys::own_descriptors;
+pub use sys::{own_descriptors, truncate};
 pub use wait::until;

@@ -1,6 +1,7 @@
 //! Calls of the system's library.
 
 use std::ffi::CString;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -14,6 +15,19 @@ pub fn own_descriptors() {
     // SAFETY: unshare takes no pointers; the descriptors that the thread has stay valid.
     let result = unsafe { libc::unshare(libc::CLONE_FILES) };
     assert_eq!(result, 0, "a thread cannot have descriptors of its own");
+}
+
+/// Sets the length of a file by its name (`truncate(2)`), without opening it.
+///
+/// # Errors
+/// As `truncate(2)`; of kind `InvalidInput` for a name with NUL.
+pub fn truncate(path: &Path, len: i64) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: truncate reads the name, which lives until it returns.
+    match unsafe { libc::truncate(name.as_ptr(), len) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Ends the FUSE connection of the mount at `path` and detaches it (`umount2(2)`). Uses the name alone: a program like

@@ -74,7 +74,8 @@ fn lead(check: &mut Check, rows: &mut Rows, entry: &Entry) {
         return entry.report(check, FindingKind::WrongKind, what, entry.rewriting());
     }
     if !row.is_dir() {
-        return record(check, (row.parent, row.seen.nlink), entry);
+        let recorded = (row.parent, row.cookie);
+        return record(check, recorded, row.seen.nlink, entry);
     }
     let is_second = row.links > 1;
     let known = row.parent;
@@ -99,10 +100,10 @@ fn lead(check: &mut Check, rows: &mut Rows, entry: &Entry) {
 }
 
 /// Checks that an inode that is no directory knows an entry of it.
-fn record(check: &mut Check, (parent, nlink): (Ino, u32), entry: &Entry) {
+fn record(check: &mut Check, recorded: (Ino, u64), nlink: u32, entry: &Entry) {
     let ino = entry.ino;
-    if nlink == 1 && parent != entry.parent {
-        let what = format!("inode {ino} says that it stands in directory {parent}");
+    if nlink == 1 && recorded != (entry.parent, keys::cookie(entry.name)) {
+        let what = format!("inode {ino} says that it stands in directory {}, or by another name", recorded.0);
         let repair = Repair::Parent { ino, parent: entry.parent, name: entry.name.to_vec() };
         return entry.report(check, FindingKind::WrongParent, what, repair);
     }

@@ -2,6 +2,7 @@
 
 use super::{Check, WINDOW, places};
 use crate::fs::inode::Inode;
+use crate::fs::keys;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use wire::attr::{Creator, FileKind, InodeAttr, Timestamp};
@@ -15,8 +16,10 @@ pub(super) struct Row {
     /// Its record cannot be decoded: the inode exists, and nothing more is known.
     pub is_damaged: bool,
     pub kind: FileKind,
-    /// The parent of a directory.
+    /// The parent of a directory, or of the recorded entry of another inode.
     pub parent: Ino,
+    /// Place in the order of that directory that follows from the recorded name.
+    pub cookie: u64,
     pub seen: Seen,
     size: u64,
     allocated: u64,
@@ -50,6 +53,7 @@ impl Row {
             is_damaged: false,
             kind: attr.kind,
             parent: inode.parent,
+            cookie: keys::cookie(&inode.name),
             seen: Seen { nlink: attr.nlink, ctime: attr.ctime },
             size: attr.size,
             allocated: attr.allocated,

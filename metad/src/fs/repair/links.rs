@@ -54,7 +54,7 @@ pub(super) fn count(view: &mut View, context: &Context, ino: Ino, seen: Seen, fo
         return false;
     }
     inode.attr.nlink = found;
-    backlinks::recounted(view, &mut inode);
+    backlinks::recounted(view, &mut inode, |parent, name| leads(view, (parent, name), ino));
     inode.changed(context.now);
     inode.save(view);
     true

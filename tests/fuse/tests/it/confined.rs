@@ -130,6 +130,24 @@ fn root_of_a_squashed_mount_is_nobody() {
     assert!(denied(std::os::unix::fs::chown(home.join("made"), Some(0), None).unwrap_err().kind()));
     assert!(denied(fs::write(home.join("alice/new"), "x").unwrap_err().kind()));
     assert_eq!(fs::read_to_string(whole.join("home/public")).unwrap(), "for all");
+    // Nor may it remove, move, or cut what is in a directory of another user, whether the mount has it open or not.
+    let theirs = whole.join("home/theirs");
+    fs::create_dir(&theirs).unwrap();
+    fs::write(theirs.join("f"), "of 1234").unwrap();
+    for path in [theirs.clone(), theirs.join("f")] {
+        std::os::unix::fs::chown(&path, Some(1234), Some(1234)).unwrap();
+    }
+    let theirs = home.join("theirs");
+    let _open = File::open(theirs.join("f")).unwrap();
+    assert!(denied(fs::remove_file(theirs.join("f")).unwrap_err().kind()));
+    assert!(denied(fs::rename(theirs.join("f"), home.join("f")).unwrap_err().kind()));
+    assert!(denied(fs::rename(home.join("made"), theirs.join("f")).unwrap_err().kind()));
+    assert!(denied(kit::truncate(&theirs.join("f"), 0).unwrap_err().kind()));
+    assert_eq!(fs::read_to_string(whole.join("home/theirs/f")).unwrap(), "of 1234");
+    // What is open, it may cut.
+    let made = File::options().write(true).open(home.join("made")).unwrap();
+    made.set_len(2).unwrap();
+    assert_eq!(fs::read_to_string(home.join("made")).unwrap(), "by");
 }
 
 #[test]
