@@ -10,6 +10,7 @@ use crate::refused::Refused;
 use crate::repair::progress::Progress;
 use crate::stamps::Stamps;
 use crate::store::Store;
+use crate::tickets::Tickets;
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -130,6 +131,8 @@ pub struct Reporter {
     pub layouts: Arc<Layouts>,
     /// What is revoked.
     pub refused: Arc<Refused>,
+    /// The keys of block tickets.
+    pub tickets: Arc<Tickets>,
     /// When blocks were renewed.
     pub stamps: Arc<Stamps>,
     /// Progress of repair.
@@ -174,7 +177,7 @@ impl Reporter {
             let asked = Instant::now();
             let Some(answer) = stop.run_until_cancelled(metads.ask(&beat)).await else { return };
             let pause = match answer {
-                Ok(MetaReply::BlockdAlive { layout, revoked }) => {
+                Ok(MetaReply::BlockdAlive { layout, revoked, tickets, now }) => {
                     if missed {
                         tracing::info!("metad answers again");
                     }
@@ -184,6 +187,7 @@ impl Reporter {
                     self.metrics.heartbeats.add(1);
                     layout.into_iter().for_each(|layout| self.layouts.learn(layout));
                     self.refused.learn(revoked).await;
+                    self.tickets.learn(tickets, now);
                     self.config.heartbeat_every
                 }
                 other => {
@@ -207,12 +211,13 @@ impl Reporter {
         }
     }
 
-    /// Waits until a newer layout is wanted, or another list of what is revoked, and then a moment: many senders may ask
-    /// for it at once.
+    /// Waits until a newer layout is wanted, or another list of what is revoked, or a key of tickets, and then a moment: many
+    /// senders may ask for it at once.
     async fn wanted(&self) {
         tokio::select! {
             () = self.layouts.wanted() => {}
             () = self.refused.wanted() => {}
+            () = self.tickets.wanted() => {}
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

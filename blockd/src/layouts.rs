@@ -129,15 +129,6 @@ impl Layouts {
         self.newest()
     }
 
-    /// Returns whether confined clients are served, by the newest layout, or by the newer one that the sender knows, if it
-    /// arrives in time. Cancel-safe.
-    pub async fn confined_may_use_blocks(&self, sender: LayoutEpoch) -> bool {
-        if !self.newest().confined_blocks && sender > self.newest().epoch {
-            self.wait_for(sender).await;
-        }
-        self.newest().confined_blocks
-    }
-
     async fn wait_for(&self, epoch: LayoutEpoch) {
         self.wanted.notify_one();
         let mut newer = self.watch();
@@ -157,23 +148,6 @@ mod tests {
 
     fn layout(epoch: u64) -> Layout {
         Layout { epoch: LayoutEpoch(epoch), ..Layout::default() }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn confined_clients_are_served_only_where_the_layout_says_so() {
-        let layouts = Arc::new(Layouts::default());
-        assert!(!layouts.confined_may_use_blocks(LayoutEpoch(0)).await);
-        layouts.learn(layout(3));
-        // A sender that makes up a newer layout waits, and is refused.
-        assert!(!layouts.confined_may_use_blocks(LayoutEpoch(9)).await);
-        let on = |epoch, confined_blocks| Layout { confined_blocks, ..layout(epoch) };
-        let learning = layouts.clone();
-        let learn = async move { learning.learn(on(4, true)) };
-        let (may, ()) = tokio::join!(layouts.confined_may_use_blocks(LayoutEpoch(4)), learn);
-        assert!(may, "it is learned from what the sender knows");
-        assert!(layouts.confined_may_use_blocks(LayoutEpoch(3)).await);
-        layouts.learn(on(5, false));
-        assert!(!layouts.confined_may_use_blocks(LayoutEpoch(5)).await);
     }
 
     /// Guards I11.

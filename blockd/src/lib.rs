@@ -30,6 +30,7 @@ mod server_tests;
 pub mod stamps;
 pub mod store;
 mod sys;
+pub mod tickets;
 mod upkeep;
 
 pub use config::Config;
@@ -63,6 +64,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Store, StoreOptions};
+use tickets::Tickets;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -137,6 +139,7 @@ impl Node {
         let identity = own_identity::latest(identity, &config.data_dir);
         let endpoint = Endpoint::bind(config.listen, &identity)?;
         let refused = Arc::new(Refused::open(endpoint.clone(), &config.data_dir));
+        let tickets = Arc::<Tickets>::default();
         let store = open_store(&config).await?;
         let layouts = Arc::new(Layouts::default());
         let stamps = Arc::new(Stamps::default());
@@ -156,6 +159,7 @@ impl Node {
             handoff: handoff.clone(),
             drop_grace_min: config.drop_grace_min,
             refused: refused.clone(),
+            tickets: tickets.clone(),
             activity: activity.clone(),
             reading: Arc::default(),
             origins: Arc::default(),
@@ -226,6 +230,7 @@ impl Node {
             store: store.clone(),
             layouts: layouts.clone(),
             refused,
+            tickets,
             stamps,
             progress: progress.clone(),
             endpoint: endpoint.clone(),

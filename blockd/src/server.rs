@@ -5,7 +5,7 @@
 //! its own: it is all in the parts that [`Server`] holds.
 
 use crate::chord::driver::Ring;
-use crate::confined;
+use crate::confined::{self, Checked};
 use crate::error::NOT_A_MEMBER;
 use crate::heartbeat::drop_blocks;
 use crate::layouts::{Layouts, Refusal};
@@ -19,6 +19,7 @@ use crate::repair::throttle::Activity;
 use crate::replicate::{Chain, LAG_MAX, Outcome, Received, Replicator};
 use crate::stamps::Stamps;
 use crate::store::{self, Store};
+use crate::tickets::Tickets;
 use bytes::Bytes;
 use futures::future::{MaybeDone, maybe_done, pending};
 use std::pin::{Pin, pin};
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+use wire::cert::KeyId;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId};
 use wire::limits::BLOCK_BYTES_MAX;
 use wire::message::block::{BlockReply, BlockRequest, BlockRequestKind, BlockdStatus, Digest};
@@ -63,6 +65,8 @@ pub struct Server {
     pub drop_grace_min: Duration,
     /// What is revoked.
     pub refused: Arc<Refused>,
+    /// The keys of block tickets.
+    pub tickets: Arc<Tickets>,
     /// When clients were last at work.
     pub activity: Arc<Activity>,
     /// Whose turn it is to read.
@@ -75,6 +79,16 @@ pub struct Server {
     pub disk_failed: CancellationToken,
 }
 
+/// A block that is being stored.
+#[derive(Clone, Copy)]
+struct Putting<'a> {
+    hash: BlockHash,
+    epoch: LayoutEpoch,
+    origin: &'a Origin,
+    /// The key of the sender that gets a receipt: it is confined.
+    holder: Option<KeyId>,
+}
+
 /// Reports whether the holder of a certificate may send this request.
 fn may_ask(subject: &Subject, request: BlockRequestKind) -> bool {
     match request {
@@ -84,6 +98,7 @@ fn may_ask(subject: &Subject, request: BlockRequestKind) -> bool {
             Role::Metad => false,
         },
         BlockRequestKind::Get | BlockRequestKind::Lookup | BlockRequestKind::Status => true,
+        BlockRequestKind::GetByTicket => subject.role == Role::Client,
         BlockRequestKind::Drop | BlockRequestKind::RevokedChanged => subject.role == Role::Metad,
         BlockRequestKind::List | BlockRequestKind::Probe => subject.role != Role::Client,
         BlockRequestKind::Chord | BlockRequestKind::Digests => subject.role == Role::Blockd,
@@ -135,10 +150,17 @@ impl Service for Server {
         if !is_bounded(&request, incoming.payload_len()) {
             return incoming.refuse("the request exceeds a limit").await;
         }
-        if let Err(reason) = confined::check(&self.layouts, &peer.subject, &request).await {
-            self.metrics.unauthorized.add(1);
-            return incoming.refuse(reason).await;
-        }
+        let request = match confined::check(&self.tickets, &peer, request).await {
+            Checked::As(request) => request,
+            Checked::NoTicket => {
+                self.metrics.unauthorized.add(1);
+                return incoming.respond(&BlockReply::TicketRefused, &[]).await;
+            }
+            Checked::Refused(reason) => {
+                self.metrics.unauthorized.add(1);
+                return incoming.refuse(reason).await;
+            }
+        };
         if peer.subject.role == Role::Client {
             self.activity.note();
         }
@@ -149,7 +171,9 @@ impl Service for Server {
         let (reply, payload) = match request {
             BlockRequest::Put { hash, epoch, chain, needed, origin } => {
                 let (behind, origin) = (chain.clone(), self.origins.of(&peer.subject, origin));
-                let copies = self.put((hash, epoch, &origin), chain, usize::from(needed.max(1)), incoming).await;
+                let holder = peer.subject.is_confined().then_some(peer.certificate.key);
+                let put = Putting { hash, epoch, origin: &origin, holder };
+                let copies = self.put(put, chain, usize::from(needed.max(1)), incoming).await;
                 self.note_missed(hash, &behind, &copies, peer.subject.role == Role::Client);
                 return;
             }
@@ -215,7 +239,9 @@ impl Server {
                 let wanted = hashes.into_iter().filter(|hash| belongs(hash) && !self.store.contains(hash));
                 BlockReply::Fetching(wanted.map(|hash| u32::from(self.repairs.fetch(hash, from))).sum())
             }
-            BlockRequest::Put { .. } | BlockRequest::Get { .. } => unreachable!("dispatched by the caller"),
+            BlockRequest::Put { .. } | BlockRequest::Get { .. } | BlockRequest::GetByTicket { .. } => {
+                unreachable!("dispatched by the caller")
+            }
         }
     }
 
@@ -271,13 +297,8 @@ impl Server {
 
     /// Receives, verifies, stores, and passes on. The copy is on stable storage before it is acknowledged (I9).
     /// Answers when enough daemons have it, and goes on until the whole chain has. Returns who has it then.
-    async fn put(
-        &self,
-        (hash, epoch, origin): (BlockHash, LayoutEpoch, &Origin),
-        chain: Chain,
-        needed: usize,
-        mut incoming: Incoming,
-    ) -> Outcome {
+    async fn put(&self, put: Putting<'_>, chain: Chain, needed: usize, mut incoming: Incoming) -> Outcome {
+        let Putting { hash, epoch, origin, .. } = put;
         let layout = self.layouts.naming(epoch, &chain).await;
         if let Err(refusal) = self.layouts.may_store(epoch) {
             incoming.respond(&refused(refusal), &[]).await;
@@ -309,17 +330,18 @@ impl Server {
                 return Outcome::default();
             }
         };
-        self.store_and_answer((hash, epoch, origin), (&block, sections), needed, others, incoming).await
+        self.store_and_answer(put, (&block, sections), needed, others, incoming).await
     }
 
     async fn store_and_answer(
         &self,
-        (hash, epoch, origin): (BlockHash, LayoutEpoch, &Origin),
+        put: Putting<'_>,
         (block, sections): (&Bytes, Sections),
         needed: usize,
         mut others: Pin<&mut MaybeDone<impl Future<Output = Outcome>>>,
         mut incoming: Incoming,
     ) -> Outcome {
+        let Putting { hash, origin, .. } = put;
         // The sender's budget bounds what waits here for the writer, and for slow daemons, after the answer as well.
         let _held = incoming.take_held();
         let local = async {
@@ -358,7 +380,7 @@ impl Server {
             if (copies.synced.len() >= needed || (local_ended && others_ended))
                 && let Some(incoming) = unanswered.take()
             {
-                self.answer_put(epoch, &copies, incoming).await;
+                self.answer_put(put, &copies, incoming).await;
                 answered = Some(Instant::now());
                 lagging = self.replicator.lag(origin.id());
                 if lagging.is_none() && !others_ended {
@@ -390,7 +412,8 @@ impl Server {
         }
     }
 
-    async fn answer_put(&self, epoch: LayoutEpoch, copies: &Outcome, incoming: Incoming) {
+    async fn answer_put(&self, put: Putting<'_>, copies: &Outcome, incoming: Incoming) {
+        let Putting { hash, epoch, holder, .. } = put;
         if let Some(newer) = &copies.newer {
             self.layouts.learn(newer.clone());
         }
@@ -403,6 +426,8 @@ impl Server {
                 failed: copies.failed.clone(),
                 full: copies.full.clone(),
                 layout: self.layouts.compare(epoch),
+                // All of it has come, and fits its name.
+                receipt: holder.and_then(|holder| self.tickets.receipt(&holder, &hash)),
             },
         };
         incoming.respond(&reply, &[]).await;

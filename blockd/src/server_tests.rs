@@ -20,13 +20,16 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use wire::Error;
+use wire::attr::Timestamp;
+use wire::cert::KeyId;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId, Point};
-use wire::layout::Layout;
 use wire::layout::ring::Span;
+use wire::limits::TICKET_LIFE_SECS;
 use wire::limits::{BLOCK_BYTES_MAX, CLIENT_BYTES_MAX, DAEMON_BYTES_MAX};
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::{Endpoint, Peer};
 use wire::sections::SECTION_BYTES;
+use wire::ticket::{TicketKey, TicketKeys};
 use wire::tls::{Role, Squash, Subject};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -52,6 +55,7 @@ fn server(peers: &Peers, id: BlockdId, endpoint: &Endpoint, disk: &TestDisk) -> 
         handoff: Arc::default(),
         drop_grace_min: Duration::ZERO,
         refused: Arc::new(Refused::open(endpoint.clone(), Path::new("/blocks"))),
+        tickets: Arc::default(),
         activity: Arc::default(),
         reading: Arc::default(),
         origins: Arc::default(),
@@ -144,42 +148,63 @@ async fn blocks_that_wait_for_the_writer_count_in_the_senders_budget_though_they
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn confined_clients_get_and_put_blocks_only_where_an_operator_has_allowed_it() {
+async fn confined_clients_get_by_ticket_what_the_ticket_is_for_and_nothing_else_of_a_daemon() {
     let (peers, disk) = (Peers::start([Manner::Honest]), TestDisk::new());
     let server = server(&peers, ME, &peers.endpoint, &disk);
     let _serving = peers.endpoint.serve(server.clone(), &Handle::current());
+    let mut keys = TicketKeys::default();
+    assert!(keys.add(TicketKey::make(1, Timestamp::default())));
+    let (signing, now) = (keys.newest().unwrap().clone(), Timestamp { secs: 100, nanos: 0 });
+    server.tickets.learn(keys.clone(), now);
     let content = Bytes::from_static(b"content");
     let (hash, epoch) = (BlockHash::of(&content), peers.layout.epoch);
-    let get = BlockRequest::Get { hash, epoch, offset: 0, len: 7 };
-    let client = bind(&peers.ca, Role::Client, "free");
-    let free = client.peer(peers.endpoint.local_addr(), Role::Blockd);
-    assert!(matches!(put(&free, epoch, &content, (&[], 1)).await, Ok(BlockReply::Stored { .. })));
+    let free = bind(&peers.ca, Role::Client, "free").peer(peers.endpoint.local_addr(), Role::Blockd);
+    let stored = put(&free, epoch, &content, (&[], 1)).await;
+    assert!(matches!(stored, Ok(BlockReply::Stored { receipt: None, .. })), "{stored:?}");
     let grants = [(Some("/home".to_owned()), Squash::None), (None, Squash::All { uid: 1, gid: 1 })];
-    let confined = grants.map(|(subtree, squash)| {
+    for (subtree, squash) in grants {
         let mut subject = Subject::new(Role::Client, "confined");
         (subject.grant.subtree, subject.grant.squash) = (subtree, squash);
-        Endpoint::bind("127.0.0.1:0".parse().unwrap(), &peers.ca.issue(&subject).unwrap()).unwrap()
-    });
-    for may in [false, true] {
-        if may {
-            let layout = Layout { epoch: epoch.next(), confined_blocks: true, ..peers.layout.clone() };
-            server.layouts.learn(layout);
+        let identity = peers.ca.issue(&subject).unwrap();
+        let holder = identity.certificate().key;
+        let endpoint = Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap();
+        let peer = endpoint.peer(peers.endpoint.local_addr(), Role::Blockd);
+        for request in [
+            BlockRequest::Get { hash, epoch, offset: 0, len: 7 },
+            BlockRequest::Lookup { point: hash.point() },
+            BlockRequest::Status,
+        ] {
+            let refused = peer.request::<_, BlockReply>(&request, &[], LIMIT).await;
+            assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
         }
-        for endpoint in &confined {
-            let peer = endpoint.peer(peers.endpoint.local_addr(), Role::Blockd);
-            let answers = [
-                put(&peer, epoch, &content, (&[], 1)).await,
-                peer.request(&get, &[], LIMIT).await.map(|(reply, _)| reply),
-            ];
-            for answer in answers {
-                match answer {
-                    Err(Error::Refused { .. }) => assert!(!may),
-                    Ok(BlockReply::Stored { .. } | BlockReply::Content { .. }) => assert!(may),
-                    other => panic!("{other:?}"),
-                }
-            }
+        let get = async |(offset, len), ticket| {
+            let request = BlockRequest::GetByTicket { hash, epoch, offset, len, ticket };
+            peer.request::<_, BlockReply>(&request, &[], LIMIT).await.unwrap()
+        };
+        let ticket = signing.ticket(&holder, &hash, (1, 4), now);
+        for (part, expected) in [((1, u32::MAX), "onte"), ((2, 9), "nte"), ((2, 1), "n"), ((4, 1), "e")] {
+            let (reply, bytes) = get(part, ticket).await;
+            assert!(matches!(reply, BlockReply::Content { .. }), "{reply:?}");
+            assert_eq!(bytes, expected.as_bytes());
         }
-        assert!(free.request::<_, BlockReply>(&get, &[], LIMIT).await.is_ok());
+        let of_another = signing.ticket(&KeyId([7; 32]), &hash, (0, 7), now);
+        let of_another_block = signing.ticket(&holder, &BlockHash([7; 32]), (0, 7), now);
+        let ended = signing.ticket(&holder, &hash, (0, 7), Timestamp { secs: 99 - TICKET_LIFE_SECS, nanos: 0 });
+        for (part, ticket) in [
+            ((0, 1), ticket),
+            ((5, 1), ticket),
+            ((u32::MAX, u32::MAX), ticket),
+            ((0, 7), of_another),
+            ((0, 7), of_another_block),
+            ((0, 7), ended),
+        ] {
+            let (reply, bytes) = get(part, ticket).await;
+            assert!(matches!(reply, BlockReply::TicketRefused) && bytes.is_empty(), "{reply:?}");
+        }
+        // For what it stores it gets a receipt, whether others have stored the same before or not.
+        let stored = put(&peer, epoch, &content, (&[], 1)).await;
+        let Ok(BlockReply::Stored { receipt: Some(receipt), .. }) = stored else { panic!("{stored:?}") };
+        assert!(receipt.hash == hash && keys.confirms(&receipt, &holder));
     }
 }
 

@@ -20,7 +20,6 @@ use crate::known::leased::LeasedSession;
 use crate::open::OpenFiles;
 use crate::view::View;
 use crate::writeback::Order;
-use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -157,9 +156,8 @@ impl Compactor {
                 Source::Zero => content.resize(content.len() + extent.len as usize, 0),
                 Source::Block { hash, form, offset } => {
                     form.check()?;
-                    let block: Bytes = self.fetcher.fetch(*hash).await?;
                     let range = *offset as usize..*offset as usize + extent.len as usize;
-                    content.extend_from_slice(block.get(range).ok_or(FsError::Io)?);
+                    content.extend_from_slice(&self.fetcher.fetch_range(*hash, form.stored_len, range).await?);
                 }
             }
         }

@@ -9,12 +9,6 @@ use wire::FsError;
 /// Why no session could be opened.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// This client is confined, and block daemons refuse it.
-    #[error(
-        "this client is confined, and the block daemons serve no such clients: an operator can let them, with `surf cluster set \
-         --confined-blocks on` (docs/security.md says what that means)"
-    )]
-    ConfinedBlocks,
     /// The cluster refuses this identity, or is another one; waiting would not help.
     #[error(transparent)]
     Refused(wire::Error),

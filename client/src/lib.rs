@@ -175,8 +175,10 @@ fn compose(
     let (kernel, writeback) = (Arc::<Kernel>::default(), Arc::new(WriteBack::new(known.clone())));
     let (fragments, buffers) = (Arc::<Fragments>::default(), Arc::<Buffers>::default());
     let caches = (config.cache_bytes, cache);
-    let fetcher = Arc::new(Fetcher::new(network.clone(), layouts.clone(), caches, config.soft_timeout, work.parts()));
-    let putter = Putter::new(network.clone(), layouts.clone(), config.soft_timeout);
+    let tickets = session.tickets();
+    let soft = (config.soft_timeout, tickets.clone());
+    let fetcher = Arc::new(Fetcher::new(network.clone(), layouts.clone(), caches, soft, work.parts()));
+    let putter = Putter::new(network.clone(), layouts.clone(), config.soft_timeout, tickets.clone());
     let parts = committer::Parts {
         session: session.clone(),
         uploader: Arc::new(Uploader::new(putter, fetcher.clone(), work.clone())),

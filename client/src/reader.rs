@@ -184,8 +184,8 @@ impl Reader {
         let from = offset as usize + (wanted.start - extent.file_off) as usize;
         let len = (wanted.end - wanted.start) as usize;
         // I9: a part is verified by the daemon alone; whole blocks are verified here, too.
-        if !sequential
-            && len <= PART_BYTES_MAX
+        let is_part = !sequential && len <= PART_BYTES_MAX;
+        if (is_part || !self.fetcher.may_fetch_whole(&hash))
             && let Some(part) = self.fetcher.fetch_part(hash, form.stored_len, from as u32, len as u32).await?
         {
             return Ok(part);

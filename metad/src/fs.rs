@@ -7,7 +7,7 @@
 //!   keep, [`rules`] the version of all this.
 //! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
 //!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`. [`retention`] decides which unreferenced
-//!   blocks are retained, [`token`] counts the uses of join tokens, [`cert`] remembers what was
+//!   blocks are retained, [`token`] counts the uses of join tokens, [`tickets`] has the keys of block tickets, [`cert`] remembers what was
 //!   issued and revoked, [`audit`] what has happened to it. [`operator`] makes what operators ask for, unless they were
 //!   revoked meanwhile.
 //! - `judge` decides what a confined client may do: `subtree` knows what it may see, by `backlinks`, and `access` whose
@@ -46,6 +46,7 @@ pub mod rules;
 pub mod session;
 pub mod settings;
 pub(crate) mod subtree;
+pub mod tickets;
 pub mod token;
 pub mod token_keys;
 pub mod view;
@@ -69,6 +70,7 @@ use wire::message::check::CheckId;
 use wire::message::enroll::EnrollRefusal;
 use wire::op::{Batch, BatchReply, Op, OpFailed, OpReply};
 use wire::revoked::Revoked;
+use wire::ticket::TicketKey;
 use wire::tls::Subject;
 use wire::token::NewToken;
 
@@ -151,6 +153,8 @@ pub enum Command {
         /// What.
         change: operator::Change,
     },
+    /// A key that signs block tickets from now on.
+    AddTicketKey(TicketKey),
 }
 
 /// A command with the time at which the leader accepted it.
@@ -306,6 +310,7 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
             CommandReply::Done
         }
         Command::ByOperator { asker, change } => operator::apply(view, stamped, asker, change),
+        Command::AddTicketKey(key) => tickets::add(view, key),
     }
 }
 

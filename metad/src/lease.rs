@@ -9,8 +9,10 @@ mod leadership;
 pub mod patience;
 pub mod table;
 mod touched;
+mod under_way;
 
 pub use leadership::Leases;
+pub(crate) use under_way::UnderWay;
 
 use crate::Shared;
 use crate::error::ProposeError;
@@ -379,17 +381,30 @@ pub(crate) struct Submitter {
     pub has_ended: bool,
     /// It is one of a confined client.
     pub is_confined: bool,
-    /// The batch was applied before. It has no operations, and touches what its reply says.
+    /// The batch was applied before, and has no operations any more.
     pub asks_again: bool,
+}
+
+/// Returns the stored reply to a batch of a confined client, once all that it has changed is known to others.
+async fn answer_again(shared: &Shared, id: SessionId, batch: Batch) -> Result<Submitted, ProposeError> {
+    // Here, or under an earlier leader, which others have left then.
+    shared.under_way.end_of((id, batch.seq)).await;
+    shared.wait_for_others(Some(id)).await?;
+    let outcome = shared.batcher.submit((id, true), batch, None).await?;
+    Ok(Submitted { outcome, leased: None, delegated: Vec::new() })
 }
 
 /// Carries out a batch once no session answers from its cache what the batch changes. This must run to its end: a
 /// change that has begun and is forgotten may still be applied.
 pub(crate) async fn submit(shared: Arc<Shared>, of: Submitter, batch: Batch) -> Result<Submitted, ProposeError> {
     let Submitter { session: id, has_ended, is_confined, asks_again } = of;
+    if asks_again {
+        return answer_again(&shared, id, batch).await;
+    }
+    let _carrying_out = is_confined.then(|| shared.under_way.begin((id, batch.seq)));
     let unleased = |outcome| Submitted { outcome, leased: None, delegated: Vec::new() };
     let inos = touched::before(&**shared.consensus.state(), &batch.ops);
-    if (inos.is_empty() && !asks_again) || has_ended {
+    if inos.is_empty() || has_ended {
         return Ok(unleased(shared.batcher.submit((id, is_confined), batch, None).await?));
     }
     // All that is waited for, and the change itself, belong to one leadership: a new leader has to wait anew.

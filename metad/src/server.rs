@@ -12,6 +12,7 @@ mod fsck;
 pub mod fuzzing;
 mod orphan_turns;
 mod sessions;
+mod tickets;
 mod turns;
 mod validate;
 mod wrong_secrets;
@@ -178,9 +179,10 @@ impl Server {
             MetaRequest::Read { session, read, delegate, sends, caller } => {
                 // A client that may only read does nothing under delegations, and has nothing to send.
                 let may_change = !peer.subject.grant.read_only;
-                self.read(peer, session, (&read, caller), (delegate && may_change, sends && may_change)).await
+                let asked = (delegate && may_change, sends && may_change);
+                self.read(peer, session, (&read, caller), asked).await.map(|reply| self.with_tickets(peer, reply))
             }
-            MetaRequest::Submit { session, batch } => self.submit(peer, session, batch).await,
+            MetaRequest::Submit { session, batch, receipts } => self.submit(peer, session, batch, &receipts).await,
             MetaRequest::OpenSession { host, purpose, caches, resumes, token } => {
                 self.open_session(peer, (host, purpose), caches, (resumes, token)).await
             }
@@ -288,7 +290,9 @@ impl Server {
             // Absence is an answer too; any other error is nothing to rely on.
             let lease = is_cached_by_clients(question) && matches!(answer, Ok(_) | Err(FsError::NotFound));
             match self.shared.grant(session, &inos, stamp, Asked { lease, delegate, sends }).await {
-                Granted::Leases(delegated) => return Ok(MetaReply::Read { answer, leased: true, delegated }),
+                Granted::Leases(delegated) => {
+                    return Ok(MetaReply::Read { answer, leased: true, delegated, tickets: Vec::new() });
+                }
                 Granted::Nothing => return Ok(unleased(answer)),
                 Granted::Overtaken => {}
             }
@@ -344,7 +348,7 @@ fn narrow(question: &mut Cow<'_, Read>, round: usize) {
 }
 
 fn unleased(answer: Result<ReadReply, FsError>) -> MetaReply {
-    MetaReply::Read { answer, leased: false, delegated: Vec::new() }
+    MetaReply::Read { answer, leased: false, delegated: Vec::new(), tickets: Vec::new() }
 }
 
 /// Returns whether clients cache the answer to such a question.

@@ -8,7 +8,7 @@ use crate::error::ProposeError;
 use crate::fs::cert::{self, Asker, Outcome};
 use crate::fs::operator::Change;
 use crate::fs::{Command, CommandReply, Stamped};
-use crate::lease::Leases;
+use crate::lease::{Leases, UnderWay};
 use crate::refused::Refused;
 use crate::server::{Batcher, Clock, Events, OrphanTurns, Turns, WrongSecrets};
 use std::sync::Arc;
@@ -31,6 +31,7 @@ pub struct Shared {
     pub(crate) events: Events,
     pub(crate) leases: Leases,
     pub(crate) batcher: Batcher,
+    pub(crate) under_way: UnderWay,
     pub(crate) clock: Arc<Clock>,
     /// Changes under way. They run to their ends even if nobody waits for them any more.
     pub(crate) changes: TaskTracker,
@@ -62,6 +63,7 @@ impl Shared {
             liveness: Liveness::default(),
             events: Events::default(),
             leases: Leases::default(),
+            under_way: UnderWay::default(),
             clock,
             changes,
             checks: Checks::default(),

@@ -103,7 +103,7 @@ impl Session {
     async fn run(&mut self, ops: Vec<Op>) -> Vec<OpReply> {
         self.seq += 1;
         let batch = Batch { seq: BatchSeq(self.seq), acked: BatchSeq(self.seq - 1), caller: None, ops };
-        let request = MetaRequest::Submit { session: self.id, batch };
+        let request = MetaRequest::Submit { session: self.id, batch, receipts: Vec::new() };
         match self.request(&request).await {
             MetaReply::Batch { reply: Ok(replies), .. } => replies,
             other => panic!("{other:?}"),

@@ -91,8 +91,6 @@ pub struct Layout {
     pub min_sync: u8,
     /// A daemon that is silent for longer is taken out, in milliseconds.
     pub down_after_ms: u64,
-    /// Whether block daemons serve clients that are confined, by the names of blocks alone.
-    pub confined_blocks: bool,
     /// Members, ordered by id, including those that are draining or out.
     pub members: Vec<LayoutMember>,
     /// Owner sets before this one, oldest first, from which blocks may still have to be copied. Empty when this is

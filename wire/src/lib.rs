@@ -35,6 +35,7 @@ pub mod simulation;
 mod subject;
 pub mod suspects;
 pub mod sys;
+pub mod ticket;
 pub mod tls;
 pub mod token;
 pub mod trace;

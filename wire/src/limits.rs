@@ -105,6 +105,10 @@ pub const TOKEN_USES_MAX: u32 = 1_000;
 pub const TOKEN_VALID_MAX_MS: u64 = 7 * 86_400_000;
 /// Longest name in a certificate that a token gives, in bytes.
 pub const SUBJECT_NAME_BYTES_MAX: usize = 64;
+/// A block ticket is good for this long, in seconds.
+pub const TICKET_LIFE_SECS: i64 = 600;
+/// Receipts that come with one batch.
+pub const RECEIPTS_MAX: usize = 16_384;
 /// Longest subtree that a token confines to, in bytes.
 pub const SUBTREE_BYTES_MAX: usize = SYMLINK_BYTES_MAX;
 /// Longest host name of a newcomer, in bytes.

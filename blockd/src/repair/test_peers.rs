@@ -159,7 +159,7 @@ impl Service for Other {
                 let block = incoming.read_payload().await.unwrap();
                 self.give(&block);
                 let synced = self.me.into_iter().collect();
-                (BlockReply::Stored { synced, failed: Vec::new(), full: Vec::new(), layout: None }, None)
+                (BlockReply::Stored { synced, failed: Vec::new(), full: Vec::new(), layout: None, receipt: None }, None)
             }
             other => panic!("{other:?}"),
         };
@@ -275,7 +275,6 @@ impl Peers {
             replicas: N as u8 + 1,
             min_sync: 1,
             down_after_ms: 60_000,
-            confined_blocks: false,
             members,
             older: Vec::new(),
         };

@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use wire::Error;
+use wire::attr::Timestamp;
 use wire::ids::{BlockHash, LayoutEpoch, MetadId, Point};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest, Redirect};
 use wire::quic::{Endpoint, Incoming, ServerHandle, Service};
 use wire::revoked::Revocations;
+use wire::ticket::TicketKeys;
 use wire::tls::{ClusterCa, PeerIdentity, Role};
 
 /// A metad that leads, and makes a layout of the one daemon that it hears of, or that names the leader.
@@ -51,14 +53,14 @@ impl Metad {
             min_sync: 1,
             members: vec![member],
             down_after_ms: 60_000,
-            confined_blocks: false,
             older: Vec::new(),
         };
         let known = beat.epoch;
         let revoked = self.revoked.lock().unwrap().clone();
         let revoked = (revoked.mark() != beat.revoked).then_some(revoked);
         self.heard.lock().unwrap().push(beat);
-        MetaReply::BlockdAlive { layout: (known < epoch).then_some(layout), revoked }
+        let (layout, now) = ((known < epoch).then_some(layout), Timestamp::now());
+        MetaReply::BlockdAlive { layout, revoked, tickets: TicketKeys::default(), now }
     }
 }
 

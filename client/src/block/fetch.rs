@@ -3,6 +3,7 @@
 use super::cache::BlockCache;
 use super::disk::DiskCache;
 use super::layout::{Holder, Layouts};
+use super::tickets::Tickets;
 use crate::network::Blockd;
 use crate::ordered::{Ordered, Rank};
 use bytes::Bytes;
@@ -60,6 +61,7 @@ struct FetchState {
     under_way: Ordered<HashMap<BlockHash, Fetching>>,
     parts: Ordered<Parts>,
     soft_timeout: Option<Duration>,
+    tickets: Arc<Tickets>,
     work: TaskTracker,
     stop: CancellationToken,
 }
@@ -116,7 +118,19 @@ impl Part {
 struct RoundFailed {
     /// Whether every daemon answered that it does not have it.
     all_answered: bool,
+    /// Another ticket is needed: no daemon will send it.
+    needs_ticket: bool,
     reason: String,
+}
+
+/// Why one daemon did not send it.
+enum Missed {
+    /// There is no ticket, or it is not good any more.
+    Ticket,
+    /// It has answered.
+    Answered(String),
+    /// It has not, or may send it later.
+    Silent(String),
 }
 
 impl Fetcher {
@@ -126,13 +140,13 @@ impl Fetcher {
         blockds: Arc<dyn Blockd>,
         layouts: Arc<Layouts>,
         (cache_bytes, disk): (usize, Option<DiskCache>),
-        soft: Option<Duration>,
+        (soft_timeout, tickets): (Option<Duration>, Arc<Tickets>),
         (work, stop): (TaskTracker, CancellationToken),
     ) -> Self {
         let cache = BlockCache::new(cache_bytes);
         let under_way = Ordered::new(Rank::Leaf, HashMap::new());
         let parts = Ordered::new(Rank::Leaf, Parts::new());
-        let state = FetchState { blockds, layouts, cache, disk, under_way, parts, soft_timeout: soft, work, stop };
+        let state = FetchState { blockds, layouts, cache, disk, under_way, parts, soft_timeout, tickets, work, stop };
         Self { shared: Arc::new(state) }
     }
 
@@ -157,7 +171,8 @@ impl Fetcher {
     /// Returns the whole block, verified. Other callers may wait for the same fetch. Cancel-safe.
     ///
     /// # Errors
-    /// `NotFound` when every daemon answers that it has no good copy, `Io` when a soft mount's patience ends.
+    /// `NotFound` when every daemon answers that it has no good copy, or when this client has no ticket for it; `Io` when a soft
+    /// mount's patience ends.
     pub async fn fetch(&self, hash: BlockHash) -> Result<Bytes, FsError> {
         if let Some(block) = self.cached(&hash) {
             return Ok(block);
@@ -182,17 +197,46 @@ impl Fetcher {
             let (start, end) = (offset as usize, offset as usize + len as usize);
             return if end <= block.len() { Ok(Some(block.slice(start..end))) } else { Err(FsError::Io) };
         }
-        if block_len < PARTED_BYTES_MIN || self.shared.under_way.lock().contains_key(&hash) {
-            return Ok(None);
-        }
-        if !self.shared.parts.lock().take(hash, block_len, len) {
+        if self.may_fetch_whole(&hash)
+            && (block_len < PARTED_BYTES_MIN
+                || self.shared.under_way.lock().contains_key(&hash)
+                || !self.shared.parts.lock().take(hash, block_len, len))
+        {
             return Ok(None);
         }
         self.shared.fetch(hash, Part { offset, len }).await.map(Some)
     }
 
+    /// Returns whether this client may read all of a block. One that is confined may read the parts for which it has tickets.
+    #[must_use]
+    pub fn may_fetch_whole(&self, hash: &BlockHash) -> bool {
+        let tickets = &self.shared.tickets;
+        !tickets.are_needed() || tickets.find(hash, WHOLE.offset, WHOLE.len).is_some()
+    }
+
+    /// Returns bytes of a block of which this client may read a part at least. Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Fetcher::fetch`].
+    pub async fn fetch_range(&self, hash: BlockHash, block_len: u32, range: Range<usize>) -> Result<Bytes, FsError> {
+        if !self.may_fetch_whole(&hash) {
+            let (offset, len) = (range.start as u32, (range.end - range.start) as u32);
+            if let Some(part) = self.fetch_part(hash, block_len, offset, len).await? {
+                return Ok(part);
+            }
+        }
+        let block = self.fetch(hash).await?;
+        if range.end > block.len() {
+            return Err(FsError::Io);
+        }
+        Ok(block.slice(range))
+    }
+
     /// Begins to read a block that will be wanted soon.
     pub fn prefetch(&self, hash: BlockHash) {
+        if !self.may_fetch_whole(&hash) {
+            return;
+        }
         if self.cached(&hash).is_none() && !self.shared.under_way.lock().contains_key(&hash) {
             drop(self.start(hash));
         }
@@ -246,6 +290,10 @@ impl FetchState {
             let places = self.layouts.places(&layout, &hash);
             let failed = match self.round(hash, part, &places).await {
                 Ok(found) => return Ok(found),
+                Err(failed) if failed.needs_ticket => {
+                    tracing::debug!(%hash, "a block ticket is missing or has ended");
+                    return Err(FsError::NotFound);
+                }
                 Err(failed) => failed,
             };
             let patience = if failed.all_answered { Some(LOST_AFTER) } else { self.soft_timeout };
@@ -265,8 +313,8 @@ impl FetchState {
     async fn round(&self, hash: BlockHash, part: Part, places: &[Holder]) -> Result<(Bytes, Sections), RoundFailed> {
         let mut waiting = places.iter();
         let mut asked = FuturesUnordered::new();
-        let mut failed =
-            RoundFailed { all_answered: !places.is_empty(), reason: "no block daemon is known".to_owned() };
+        let reason = "no block daemon is known".to_owned();
+        let mut failed = RoundFailed { all_answered: !places.is_empty(), needs_ticket: false, reason };
         loop {
             let holder = waiting.next();
             match holder {
@@ -277,10 +325,12 @@ impl FetchState {
             let hedge = if waiting.len() > 0 { HEDGE_AFTER } else { ATTEMPT_LIMIT };
             match tokio::time::timeout(hedge, asked.next()).await {
                 Ok(Some(Ok(found))) => return Ok(found),
-                Ok(Some(Err((answered, reason)))) => {
-                    failed.all_answered &= answered;
-                    failed.reason = reason;
+                Ok(Some(Err(Missed::Ticket))) => {
+                    failed.needs_ticket = true;
+                    return Err(failed);
                 }
+                Ok(Some(Err(Missed::Answered(reason)))) => failed.reason = reason,
+                Ok(Some(Err(Missed::Silent(reason)))) => (failed.all_answered, failed.reason) = (false, reason),
                 // If another daemon has answered by then, the next block need not wait for this daemon again.
                 Err(_) => holder.into_iter().for_each(|(id, _)| self.layouts.suspect(*id)),
                 Ok(None) => {}
@@ -288,33 +338,43 @@ impl FetchState {
         }
     }
 
-    /// Asks one daemon. On failure, returns whether it answered at all.
-    async fn ask(&self, hash: BlockHash, part: Part, (id, addr): Holder) -> Result<(Bytes, Sections), (bool, String)> {
+    /// Returns the request for a part, if nothing is missing for it.
+    fn request(&self, hash: BlockHash, Part { offset, len }: Part) -> Option<BlockRequest> {
         let epoch = self.layouts.newest().epoch;
-        let request = BlockRequest::Get { hash, epoch, offset: part.offset, len: part.len };
+        if !self.tickets.are_needed() {
+            return Some(BlockRequest::Get { hash, epoch, offset, len });
+        }
+        let ticket = self.tickets.find(&hash, offset, len)?;
+        Some(BlockRequest::GetByTicket { hash, epoch, offset, len, ticket })
+    }
+
+    /// Asks one daemon.
+    async fn ask(&self, hash: BlockHash, part: Part, (id, addr): Holder) -> Result<(Bytes, Sections), Missed> {
+        let Some(request) = self.request(hash, part) else { return Err(Missed::Ticket) };
         match self.blockds.ask(addr, &request, &[], ATTEMPT_LIMIT).await {
             Ok((BlockReply::Content { .. }, block)) => {
                 self.layouts.trust(id);
                 // I9: verified here too, whatever happened on the way.
                 match part.verify(hash, &block).await {
                     Some(sections) => Ok((block, sections)),
-                    None => Err((true, format!("{addr} sent something else"))),
+                    None => Err(Missed::Answered(format!("{addr} sent something else"))),
                 }
             }
             Ok((BlockReply::NotHere { layout, .. }, _)) => {
                 if let Some(layout) = layout {
                     self.layouts.learn(layout);
                 }
-                Err((true, format!("{addr} does not have it")))
+                Err(Missed::Answered(format!("{addr} does not have it")))
             }
-            Ok((other, _)) => Err((false, format!("{addr} answered {}", other.kind_name()))),
+            Ok((BlockReply::TicketRefused, _)) => Err(Missed::Ticket),
+            Ok((other, _)) => Err(Missed::Silent(format!("{addr} answered {}", other.kind_name()))),
             // It is well, and will never serve this client: nobody need wait for it.
-            Err(error @ Error::Revoked { .. }) => Err((true, error.to_string())),
+            Err(error @ Error::Revoked { .. }) => Err(Missed::Answered(error.to_string())),
             // It is asked again in the next round, in its place.
-            Err(error @ Error::Busy { .. }) => Err((false, error.to_string())),
+            Err(error @ Error::Busy { .. }) => Err(Missed::Silent(error.to_string())),
             Err(error) => {
                 self.layouts.suspect(id);
-                Err((false, error.to_string()))
+                Err(Missed::Silent(error.to_string()))
             }
         }
     }
@@ -437,7 +497,8 @@ mod tests {
             })
         });
         let tasks = (TaskTracker::new(), CancellationToken::new());
-        let fetcher = Fetcher::new(Arc::new(busy), layouts, (1 << 20, None), None, tasks);
+        let fetcher =
+            Fetcher::new(Arc::new(busy), layouts, (1 << 20, None), (None, Arc::new(Tickets::new(false))), tasks);
         assert!(fetcher.fetch(hash).await.unwrap().is_empty());
         let (first, second) = (first.1, second.1);
         assert_eq!(*asked.lock(), [first, second, first, second, first, second, first]);

@@ -1,6 +1,7 @@
 //! Storing blocks: down a chain of daemons, until enough of them have synced it (I9).
 
 use super::layout::{Holder, Layouts};
+use super::tickets::Tickets;
 use crate::network::Blockd;
 use bytes::Bytes;
 use futures::future::select;
@@ -45,6 +46,8 @@ pub struct Putter {
     in_flight: Semaphore,
     soft_timeout: Option<Duration>,
     usual: UsualTime,
+    /// Takes the receipts for what is stored.
+    tickets: Arc<Tickets>,
 }
 
 /// The usual time to store a block lately, in microseconds.
@@ -107,9 +110,19 @@ impl Postponed {
 impl Putter {
     /// Creates a putter that stores with these daemons.
     #[must_use]
-    pub fn new(blockds: Arc<dyn Blockd>, layouts: Arc<Layouts>, soft_timeout: Option<Duration>) -> Self {
+    pub fn new(
+        blockds: Arc<dyn Blockd>,
+        layouts: Arc<Layouts>,
+        soft_timeout: Option<Duration>,
+        tickets: Arc<Tickets>,
+    ) -> Self {
         let in_flight = Semaphore::new(IN_FLIGHT);
-        Self { blockds, layouts, in_flight, soft_timeout, usual: UsualTime::default() }
+        Self { blockds, layouts, in_flight, soft_timeout, usual: UsualTime::default(), tickets }
+    }
+
+    /// Returns whether a block must be sent before it is committed, though daemons may have it.
+    pub fn lacks_receipt(&self, hash: &BlockHash) -> bool {
+        self.tickets.lack_receipt(hash)
     }
 
     /// Stores a block. On return it is on stable storage on at least `min_sync` daemons. Cancel-safe: a block to which
@@ -187,7 +200,7 @@ impl Putter {
         let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed: layout.min_sync, origin: None };
         let started = Instant::now();
         match self.blockds.ask(*addr, &request, std::slice::from_ref(block), ATTEMPT_LIMIT).await {
-            Ok((BlockReply::Stored { synced, failed, full, layout }, _)) => {
+            Ok((BlockReply::Stored { synced, failed, full, layout, receipt }, _)) => {
                 self.layouts.trust(*first);
                 // It speaks only for itself and for those behind it.
                 let is_asked = |id: &&BlockdId| targets.iter().any(|(target, _)| target == *id);
@@ -198,7 +211,12 @@ impl Putter {
                 }
                 // I9: one daemon that stands twice in the chain is one copy, and one that was not asked is none.
                 let copies = synced.iter().filter(is_asked).collect::<BTreeSet<_>>().len();
+                if copies >= needed && receipt.is_none() && self.tickets.are_needed() {
+                    // It knows no key yet. Without a receipt, the block could not be committed.
+                    return Err(Missed::TooFew(format!("{addr} gave no receipt")));
+                }
                 if copies >= needed {
+                    receipt.into_iter().for_each(|receipt| self.tickets.note_receipt(receipt));
                     self.usual.took(started.elapsed());
                     return Ok(());
                 }
@@ -236,6 +254,9 @@ mod tests {
     use parking_lot::Mutex;
     use std::net::SocketAddr;
     use std::sync::atomic::AtomicU32;
+    use wire::attr::Timestamp;
+    use wire::cert::KeyId;
+    use wire::ticket::TicketKey;
 
     /// Both attempts fail, the first one first.
     #[tokio::test]
@@ -256,10 +277,10 @@ mod tests {
                 } else {
                     synced.push(BlockdId([2; 16]));
                 }
-                Ok(BlockReply::Stored { synced, failed: Vec::new(), full: Vec::new(), layout: None })
+                Ok(BlockReply::Stored { synced, failed: Vec::new(), full: Vec::new(), layout: None, receipt: None })
             }
         });
-        let putter = Putter::new(Arc::new(one_away), layouts, None);
+        let putter = Putter::new(Arc::new(one_away), layouts, None, Arc::new(Tickets::new(false)));
         putter.put(BlockHash([0; 32]), Bytes::from_static(b"x")).await.unwrap();
     }
 
@@ -275,10 +296,10 @@ mod tests {
         let others: Vec<BlockdId> = others.collect();
         assert_eq!(others.len(), 3);
         let failed = others.iter().map(|id| (*id, String::new())).collect();
-        let stored = BlockReply::Stored { synced: others.clone(), failed, full: others, layout: None };
+        let stored = BlockReply::Stored { synced: others.clone(), failed, full: others, layout: None, receipt: None };
         for reply in [stored, BlockReply::Blocks(vec![(hash, 0); 100_000])] {
             let says = Answering(move |_| ready(Ok(reply.clone())));
-            let putter = Putter::new(Arc::new(says), layouts.clone(), None);
+            let putter = Putter::new(Arc::new(says), layouts.clone(), None, Arc::new(Tickets::new(false)));
             match putter.attempt(&layout, &targets, hash, &Bytes::from_static(b"x")).await {
                 Err(Missed::TooFew(reason)) => assert!(reason.len() < 1000, "{} bytes", reason.len()),
                 _ => panic!("nobody has stored it"),
@@ -301,13 +322,38 @@ mod tests {
             ready(if noted.lock().len() <= 3 {
                 Err(Error::Busy { peer: blockd.to_string(), reason: "this is a test".to_owned() })
             } else {
-                Ok(BlockReply::Stored { synced: vec![first.0], failed: Vec::new(), full: Vec::new(), layout: None })
+                Ok(BlockReply::Stored {
+                    synced: vec![first.0],
+                    failed: Vec::new(),
+                    full: Vec::new(),
+                    layout: None,
+                    receipt: None,
+                })
             })
         });
-        let putter = Putter::new(Arc::new(busy), layouts.clone(), None);
+        let putter = Putter::new(Arc::new(busy), layouts.clone(), None, Arc::new(Tickets::new(false)));
         putter.put(hash, Bytes::from_static(b"x")).await.unwrap();
         assert_eq!(*asked.lock(), [first.1; 4]);
         assert_eq!(layouts.targets(&layouts.newest(), &hash), targets);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_put_of_a_client_that_needs_receipts_counts_once_a_daemon_gives_one() {
+        let members = vec![member(1)];
+        let layouts = Arc::new(Layouts::new(Layout { replicas: 1, min_sync: 1, members, ..Layout::default() }));
+        let (hash, asked) = (BlockHash([0; 32]), AtomicU32::new(0));
+        let key = TicketKey::make(1, Timestamp::default());
+        let says = Answering(move |_| {
+            let knows_a_key = asked.fetch_add(1, Ordering::Relaxed) > 2;
+            let receipt = knows_a_key.then(|| key.receipt(&KeyId::default(), &hash));
+            let synced = vec![BlockdId([1; 16])];
+            ready(Ok(BlockReply::Stored { synced, failed: Vec::new(), full: Vec::new(), layout: None, receipt }))
+        });
+        let tickets = Arc::new(Tickets::new(true));
+        let putter = Putter::new(Arc::new(says), layouts, None, tickets.clone());
+        assert!(putter.lacks_receipt(&hash));
+        putter.put(hash, Bytes::from_static(b"x")).await.unwrap();
+        assert!(!putter.lacks_receipt(&hash));
     }
 
     #[tokio::test(start_paused = true)]
@@ -325,10 +371,19 @@ mod tests {
             ready(Ok(if blockd == first.1 {
                 BlockReply::OldLayout(old.clone())
             } else {
-                BlockReply::Stored { synced: vec![second.0], failed: Vec::new(), full: Vec::new(), layout: None }
+                BlockReply::Stored {
+                    synced: vec![second.0],
+                    failed: Vec::new(),
+                    full: Vec::new(),
+                    layout: None,
+                    receipt: None,
+                }
             }))
         });
-        Putter::new(Arc::new(says), layouts, None).put(hash, Bytes::from_static(b"x")).await.unwrap();
+        Putter::new(Arc::new(says), layouts, None, Arc::new(Tickets::new(false)))
+            .put(hash, Bytes::from_static(b"x"))
+            .await
+            .unwrap();
         assert_eq!(*asked.lock(), [first.1, second.1]);
     }
 
@@ -344,12 +399,18 @@ mod tests {
             let says = Answering(move |blockd| {
                 asked.lock().push(blockd);
                 ready(if blockd == addr {
-                    Ok(BlockReply::Stored { synced: vec![id], failed: Vec::new(), full: Vec::new(), layout: None })
+                    Ok(BlockReply::Stored {
+                        synced: vec![id],
+                        failed: Vec::new(),
+                        full: Vec::new(),
+                        layout: None,
+                        receipt: None,
+                    })
                 } else {
                     Err(Error::Busy { peer: blockd.to_string(), reason: "its disk hangs".to_owned() })
                 })
             });
-            let putter = Putter::new(Arc::new(says), layouts.clone(), None);
+            let putter = Putter::new(Arc::new(says), layouts.clone(), None, Arc::new(Tickets::new(false)));
             let put = putter.put(hash, Bytes::from_static(b"x"));
             tokio::time::timeout(BUSY_PATIENCE * 4, put).await.expect("others are well").unwrap();
             let mut in_order = noted.lock().clone();
@@ -369,7 +430,7 @@ mod tests {
         let busy = Answering(|blockd: SocketAddr| {
             ready(Err(Error::Busy { peer: blockd.to_string(), reason: "its disk hangs".to_owned() }))
         });
-        let putter = Putter::new(Arc::new(busy), layouts.clone(), None);
+        let putter = Putter::new(Arc::new(busy), layouts.clone(), None, Arc::new(Tickets::new(false)));
         let missed = putter.attempt(&layout, &targets, hash, &Bytes::from_static(b"x")).await;
         assert!(matches!(missed, Err(Missed::Busy(id, _)) if id == targets[0].0));
         assert_eq!(layouts.targets(&layout, &hash), [targets[1], targets[0]]);

@@ -162,7 +162,9 @@ impl Committer {
             let ended = outcome.wait_for(Option::is_some).await.map_or(None, |stored| stored.clone());
             let stored = match ended.unwrap_or(Err(FsError::Io)) {
                 // I10: the daemons may have deleted the block since, if this machine slept or metad was away for long.
-                Ok(Some(stored)) if is_stale(since) => self.uploader.renew(&stored).await.map(|()| Some(stored)),
+                Ok(Some(stored)) if is_stale(since) || self.uploader.lacks_receipt(&stored) => {
+                    self.uploader.renew(&stored).await.map(|()| Some(stored))
+                }
                 stored => stored,
             };
             match stored {

@@ -88,6 +88,11 @@ impl Uploader {
         Ok(hash)
     }
 
+    /// Returns whether a block must be stored again before it is committed, because this client could not show that it has it.
+    pub fn lacks_receipt(&self, stored: &Stored) -> bool {
+        self.putter.lacks_receipt(&stored.hash)
+    }
+
     /// Stores a block again that daemons are known to have had.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 
 use super::held_locks::HeldLocks;
 use super::{Known, Mark};
+use crate::block::tickets::Tickets;
 use crate::meta::bounds::Bounds;
 use crate::meta::rpc::Rpc;
 use crate::meta::session::{
@@ -216,6 +217,11 @@ impl LeasedSession {
     #[must_use]
     pub fn root(&self) -> Ino {
         self.bounds().root
+    }
+
+    /// Returns the block tickets that came with answers.
+    pub fn tickets(&self) -> &Arc<Tickets> {
+        self.session.tickets()
     }
 
     /// Returns the bounds of this client.

@@ -5,6 +5,7 @@
 use super::bounds::Bounds;
 use super::clock::LeaderClock;
 use super::rpc::Rpc;
+use crate::block::tickets::Tickets;
 use crate::error::unexpected_reply;
 use crate::ordered::{Ordered, Rank};
 use std::collections::BTreeSet;
@@ -60,6 +61,7 @@ pub struct Session {
     requests: AtomicU64,
     options: SessionOptions,
     bounds: Bounds,
+    tickets: Arc<Tickets>,
     numbers: Ordered<Numbers>,
     /// Held while a new session is opened.
     renewing: tokio::sync::Mutex<()>,
@@ -156,6 +158,7 @@ impl Session {
             requests: AtomicU64::new(0),
             options,
             bounds: opened.bounds,
+            tickets: Arc::new(Tickets::new(opened.bounds.are_set())),
             numbers: Ordered::new(Rank::Leaf, fresh(id)),
             renewing: tokio::sync::Mutex::new(()),
             leasing: tokio::sync::Mutex::new(()),
@@ -177,6 +180,12 @@ impl Session {
     #[must_use]
     pub fn bounds(&self) -> Bounds {
         self.bounds
+    }
+
+    /// Returns the block tickets that came with answers.
+    #[must_use]
+    pub fn tickets(&self) -> &Arc<Tickets> {
+        &self.tickets
     }
 
     /// Returns how many questions and changes went to metad.
@@ -241,7 +250,8 @@ impl Session {
             self.requests.fetch_add(1, Ordering::Relaxed);
             let (numbered, acked) = self.number().await;
             let batch = Batch { seq: numbered.seq, acked, caller: self.bounds.caller(), ops: ops.to_vec() };
-            let request = MetaRequest::Submit { session: numbered.session, batch };
+            let receipts = self.tickets.receipts_for(ops);
+            let request = MetaRequest::Submit { session: numbered.session, batch, receipts };
             match self.rpc.ask_for(&request, limit).await? {
                 MetaReply::Batch { reply, leased, delegated } => {
                     let failed =
@@ -292,7 +302,10 @@ impl Session {
             let request =
                 MetaRequest::Read { session, read: read.clone(), delegate, sends, caller: self.bounds.caller() };
             match self.rpc.ask(&request).await? {
-                MetaReply::Read { answer, leased, delegated } => return Ok(Answer { answer, leased, delegated }),
+                MetaReply::Read { answer, leased, delegated, tickets } => {
+                    self.tickets.note(tickets);
+                    return Ok(Answer { answer, leased, delegated });
+                }
                 MetaReply::Failed(FsError::SessionExpired) => self.renew(session).await?,
                 MetaReply::Failed(error) => return Err(error),
                 other => return Err(unexpected(&other)),

@@ -152,12 +152,6 @@ impl Client {
         let names = (host.as_str(), config.purpose.as_str());
         let opened = LeasedSession::open(rpc, names, resumes, caches.clone(), work.parts(), CONNECT_LIMIT).await;
         let (session, opened) = opened.map_err(|error| connect_error(&config, error))?;
-        if config.bundle.identity.subject().is_confined() && !opened.layout.confined_blocks {
-            // Better now than with the first file that does not fit into metadata.
-            session.close(CLOSE_LIMIT).await;
-            network.close().await;
-            return Err(Error::ConfinedBlocks);
-        }
         let (session, layouts) = (Arc::new(session), Arc::new(Layouts::new(opened.layout)));
         let (client, parts) = compose(config, (host, work), network, (session, layouts), caches, (journal, cache));
         parts.start(opened.ttl, &mut client.tasks.lock());

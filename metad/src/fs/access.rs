@@ -79,9 +79,19 @@ impl Who {
 
     /// Returns whether the mode and the access list of an inode allow all of this.
     pub(super) fn may(&self, kv: &dyn Kv, inode: &Inode, wanted: u32) -> bool {
+        self.may_by_list(kv, inode, wanted).0
+    }
+
+    /// As [`Who::may`]. Also returns the bytes of the access list that was read for it.
+    pub(super) fn may_by_list(&self, kv: &dyn Kv, inode: &Inode, wanted: u32) -> (bool, usize) {
         if self.is_root() {
-            return true;
+            return (true, 0);
         }
+        let (classes, list_bytes) = self.classes_of(kv, inode);
+        (self.may_by_classes(&classes, inode, wanted), list_bytes)
+    }
+
+    fn may_by_classes(&self, classes: &[(Class, u32)], inode: &Inode, wanted: u32) -> bool {
         let gid = inode.attr.gid;
         let granted = |(class, rights): &(Class, u32)| {
             let belongs = match class {
@@ -96,7 +106,6 @@ impl Who {
             };
             (belongs, rights & wanted == wanted)
         };
-        let classes = self.classes_of(kv, inode);
         if *self == Self::Anybody {
             // It could name whoever belongs to the class that has the rights.
             let could = |class: &(Class, u32)| granted(class) == (true, true);
@@ -105,7 +114,7 @@ impl Who {
         // acl(5): the first class that fits decides. Of the groups, one that grants is enough, and if there is any, the others
         // have no say.
         let (mut in_group, mut by_group) = (false, false);
-        for class in &classes {
+        for class in classes {
             let (belongs, allows) = granted(class);
             match class.0 {
                 Class::Owner | Class::User(_) if belongs => return allows,
@@ -120,16 +129,14 @@ impl Who {
         false
     }
 
-    fn classes_of(&self, kv: &dyn Kv, inode: &Inode) -> Vec<(Class, u32)> {
-        let list = if inode.attr.has_xattrs {
-            numbered::load_bytes(kv, &keys::xattr(inode.attr.ino, acl::ACCESS)).and_then(|bytes| acl::classes(&bytes))
-        } else {
-            None
-        };
+    /// Returns the rights of each class, and the bytes of the list that has them.
+    fn classes_of(&self, kv: &dyn Kv, inode: &Inode) -> (Vec<(Class, u32)>, usize) {
+        let key = inode.attr.has_xattrs.then(|| keys::xattr(inode.attr.ino, acl::ACCESS));
+        let list = key.and_then(|key| numbered::load_bytes(kv, &key)).unwrap_or_default();
         let mode = inode.attr.mode;
-        list.unwrap_or_else(|| {
-            vec![(Class::Owner, mode >> 6 & 7), (Class::OwnerGroup, mode >> 3 & 7), (Class::Other, mode & 7)]
-        })
+        let by_mode =
+            || vec![(Class::Owner, mode >> 6 & 7), (Class::OwnerGroup, mode >> 3 & 7), (Class::Other, mode & 7)];
+        (acl::classes(&list).unwrap_or_else(by_mode), list.len())
     }
 
     /// Returns whether it may read content.

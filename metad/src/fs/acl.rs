@@ -18,6 +18,8 @@ pub(super) fn is_list(name: &[u8]) -> bool {
     name == ACCESS || name == DEFAULT
 }
 
+/// Entries of a list: some more than fit into a block of ext4, which answers with the same error. Each check of rights reads all.
+const ENTRIES_MAX: usize = 512;
 const VERSION: u32 = 2;
 const USER_OBJ: u16 = 0x01;
 const USER: u16 = 0x02;
@@ -177,6 +179,9 @@ pub(super) fn attribute_set(inode: &mut Inode, name: &[u8], value: &[u8]) -> Res
         return Err(FsError::NotSupported);
     }
     let mut acl = Acl::parse(value).ok_or(FsError::Invalid)?;
+    if acl.0.len() > ENTRIES_MAX {
+        return Err(FsError::NoSpace);
+    }
     if name == DEFAULT {
         return if inode.attr.kind == FileKind::Directory { Ok(!acl.0.is_empty()) } else { Err(FsError::AccessDenied) };
     }

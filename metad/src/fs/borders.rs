@@ -46,10 +46,7 @@ impl<'a> Borders<'a> {
         if let Some(seen) = self.seen.get(&ino) {
             return Ok(*seen);
         }
-        let seen = match self.kv.load::<Inode>(&keys::inode(ino)) {
-            Some(inode) => Some(self.walks.sight(self.kv, &inode)? > Sight::Outside),
-            None => None,
-        };
+        let seen = self.walks.look(self.kv, ino)?.map(|(_, sight)| sight > Sight::Outside);
         self.seen.insert(ino, seen);
         Ok(seen)
     }

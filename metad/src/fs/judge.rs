@@ -59,11 +59,7 @@ impl<'a> Judge<'a> {
 
     /// What lies within, also in directories that the user may not search: it may have been open before.
     fn within(&mut self, ino: Ino) -> Result<(Inode, Sight), FsError> {
-        let inode = self.kv.load::<Inode>(&keys::inode(ino)).ok_or(FsError::NotFound)?;
-        match self.walks.sight(self.kv, &inode)? {
-            Sight::Outside => Err(FsError::NotFound),
-            sight => Ok((inode, sight)),
-        }
+        self.walks.look(self.kv, ino)?.filter(|(_, sight)| *sight > Sight::Outside).ok_or(FsError::NotFound)
     }
 
     fn inside(&mut self, ino: Ino) -> Result<Inode, FsError> {
@@ -248,7 +244,8 @@ impl<'a> Judge<'a> {
                 return Ok((Some(Op::SetAttr { ino: *ino, change }), None));
             }
             Op::Commit { ino, .. } => {
-                let inode = self.writing(*ino)?;
+                let (inode, sight) = self.within(*ino)?;
+                granted(self.who.may_write(self.kv, &inode))?;
                 let (mut made, mut copy_to) = (op.clone(), None);
                 if let Op::Commit { clear_privileges, policy, mtime, .. } = &mut made {
                     *clear_privileges |= !self.who.is_root();
@@ -257,7 +254,8 @@ impl<'a> Judge<'a> {
                         *mtime = mtime.map(|at| at.min(self.now));
                     }
                     if matches!(policy, ConflictPolicy::Copy { .. }) {
-                        copy_to = self.copy_to(&inode);
+                        // The copy has what the user could not read in a closed directory.
+                        copy_to = if sight == Sight::Open { self.copy_to(&inode) } else { None };
                         if copy_to.is_none() {
                             *policy = ConflictPolicy::Fail;
                         }

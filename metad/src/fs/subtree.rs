@@ -53,13 +53,8 @@ pub(crate) fn above(kv: &dyn Kv, dir: Ino) -> Vec<Ino> {
 pub(crate) fn roots_of(kv: &dyn Kv, inode: &Inode) -> BTreeSet<Ino> {
     let mut roots = BTreeSet::from([Ino::ROOT, inode.attr.ino]);
     for parent in std::iter::once(inode.parent).chain(other_parents(kv, inode)) {
-        // Where another walk came by, it has been further up, too.
-        let mut left = DEPTH_MAX;
-        let mut at = Some(parent);
-        while let Some(dir) = at.filter(|dir| left > 0 && roots.insert(*dir)) {
-            at = load(kv, dir).map(|inode| inode.parent);
-            left -= 1;
-        }
+        // Each as far as a walk goes: another one that came by may have ended before it came to a root.
+        roots.extend(above(kv, parent));
     }
     roots
 }

@@ -12,8 +12,10 @@ use wire::FsError;
 use wire::ids::Ino;
 use wire::op::Name;
 
-/// Most directories that are looked at for one inode.
-const FOR_ONE_MAX: usize = (LINKS_LOOKED_AT + 1) * (DEPTH_MAX + 1) + 1;
+/// Most work for one inode, in directories that are looked at: its links, and the way from each.
+const FOR_ONE_MAX: usize = LINKS_LOOKED_AT + (LINKS_LOOKED_AT + 1) * (DEPTH_MAX + 1) + 1;
+/// Bytes of an access list that are as much work as a directory.
+const LIST_BYTES: usize = 128;
 /// Directories that are looked at for any request.
 const FOR_ANY: usize = 2 * FOR_ONE_MAX;
 /// Further ones for each operation of a batch: many are about what lies close together.
@@ -75,6 +77,16 @@ impl Walks {
         kv.load(&keys::inode(ino))
     }
 
+    /// Returns whether the user may search a directory.
+    fn is_open(&mut self, kv: &dyn Kv, dir: &Inode) -> bool {
+        if self.left == 0 {
+            return false;
+        }
+        let (may, list_bytes) = self.who.may_by_list(kv, dir, X);
+        self.left = self.left.saturating_sub(list_bytes.div_ceil(LIST_BYTES));
+        may
+    }
+
     /// Walks from a directory to the root. Returns how many steps that takes, and whether all directories on the way may be
     /// searched.
     fn walk(&mut self, kv: &dyn Kv, dir: Ino) -> Option<(usize, bool)> {
@@ -93,7 +105,7 @@ impl Walks {
             }
             let Some(inode) = self.load(kv, at) else { break None };
             if at == self.scope.root {
-                let is_open = self.who.may(kv, &inode, X);
+                let is_open = self.is_open(kv, &inode);
                 self.steps.insert(at, Step { depth: Some(0), parent: at, is_open });
                 break Some((0, is_open));
             }
@@ -102,7 +114,7 @@ impl Walks {
         };
         for inode in way.into_iter().rev() {
             found = found.filter(|(depth, _)| *depth < DEPTH_MAX);
-            found = found.map(|(depth, is_open)| (depth + 1, is_open && self.who.may(kv, &inode, X)));
+            found = found.map(|(depth, is_open)| (depth + 1, is_open && self.is_open(kv, &inode)));
             let (depth, is_open) = found.unzip();
             let step = Step { depth, parent: inode.parent, is_open: is_open == Some(true) };
             self.steps.insert(inode.attr.ino, step);
@@ -128,9 +140,10 @@ impl Walks {
                 self.note_way(dir);
                 if is_open { Sight::Open } else { Sight::Closed }
             }
+            None if self.scope.root != Ino::ROOT => Sight::Outside,
             // The whole tree has nothing outside. What lies too deep is not known.
-            None if self.scope.root == Ino::ROOT => Sight::Closed,
-            None => Sight::Outside,
+            None if self.who.is_root() => Sight::Open,
+            None => Sight::Closed,
         }
     }
 
@@ -139,26 +152,38 @@ impl Walks {
         self.walk(kv, dir).is_some()
     }
 
-    /// Returns what the client sees of an inode.
+    /// Returns what the client sees of an inode, and the inode if it is there.
     ///
     /// # Errors
     /// `ArgumentTooLarge` when too much was looked at already.
-    pub fn sight(&mut self, kv: &dyn Kv, inode: &Inode) -> Result<Sight, FsError> {
-        let (ino, root) = (inode.attr.ino, self.scope.root);
-        if inode.attr.nlink == 0 {
-            let is_held = self.scope.holds_open(kv, ino);
-            return Ok(if is_held { Sight::Open } else { Sight::Outside });
-        }
-        if ino == root {
-            self.above.insert(root);
-            return Ok(Sight::Open);
-        }
-        if root == Ino::ROOT && self.who.is_root() {
-            return Ok(Sight::Open);
-        }
+    pub fn look(&mut self, kv: &dyn Kv, ino: Ino) -> Result<Option<(Inode, Sight)>, FsError> {
         // Before it is looked at: whether there is enough left must not depend on what is there.
         if self.left < FOR_ONE_MAX {
             return Err(FsError::ArgumentTooLarge);
+        }
+        let Some(inode) = kv.load::<Inode>(&keys::inode(ino)) else { return Ok(None) };
+        let sight = self.sight(kv, &inode);
+        Ok(Some((inode, sight)))
+    }
+
+    /// One without entries is seen by those who may have it open, if they come to where its last entry stood, or own it: a session
+    /// is asked about many that it never had.
+    fn sight_of_removed(&mut self, kv: &dyn Kv, inode: &Inode) -> Sight {
+        if !self.scope.holds_open(kv, inode.attr.ino) {
+            return Sight::Outside;
+        }
+        let is_open = self.who.owns(inode) || self.walk(kv, inode.parent).is_some_and(|(_, is_open)| is_open);
+        if is_open { Sight::Open } else { Sight::Closed }
+    }
+
+    fn sight(&mut self, kv: &dyn Kv, inode: &Inode) -> Sight {
+        let (ino, root) = (inode.attr.ino, self.scope.root);
+        if inode.attr.nlink == 0 {
+            return self.sight_of_removed(kv, inode);
+        }
+        if ino == root {
+            self.above.insert(root);
+            return Sight::Open;
         }
         let mut best = self.sight_in(kv, inode.parent);
         if best < Sight::Open {
@@ -171,7 +196,7 @@ impl Walks {
                 }
             }
         }
-        Ok(best)
+        best
     }
 
     /// Returns an entry of an inode that lies in the subtree: its directory and its name. The root of the subtree has none.

@@ -64,6 +64,7 @@ impl std::fmt::Display for Stamped {
                 let command: Command = change.clone().into();
                 write!(f, "{}, asked for by {}", Stamped { now: self.now, command }, asker.name)
             }
+            Command::AddTicketKey(key) => write!(f, "ticket key {}", key.number),
         }
     }
 }

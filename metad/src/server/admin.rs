@@ -74,7 +74,6 @@ impl Server {
                 self.remove_blockd(peer, &name, keep_identity).await?
             }
             AdminRequest::SetDownAfter { ms } => self.set_down_after(peer, ms).await?,
-            AdminRequest::SetConfinedBlocks { on } => self.set_confined_blocks(peer, on).await?,
             AdminRequest::Snapshot => match consensus.snapshot(SNAPSHOT_LIMIT).await {
                 Ok(()) => AdminReply::Done,
                 Err(error) => AdminReply::Failed(error.to_string()),
@@ -192,11 +191,6 @@ impl Server {
             return Ok(AdminReply::Failed(format!("at least {} s", DOWN_AFTER_MIN_MS / 1000)));
         }
         let step = |layout: &Layout| Layout { epoch: layout.epoch.next(), down_after_ms: ms, ..layout.clone() };
-        self.changed(peer, |layout| Some(step(layout))).await
-    }
-
-    async fn set_confined_blocks(&self, peer: &PeerIdentity, on: bool) -> Result<AdminReply, ProposeError> {
-        let step = |layout: &Layout| Layout { epoch: layout.epoch.next(), confined_blocks: on, ..layout.clone() };
         self.changed(peer, |layout| Some(step(layout))).await
     }
 

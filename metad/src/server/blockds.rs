@@ -3,7 +3,7 @@
 use super::{Server, validate};
 use crate::cluster::{placement, watch};
 use crate::error::ProposeError;
-use crate::fs::{blockref, cert, retention, settings};
+use crate::fs::{blockref, cert, retention, settings, tickets};
 use wire::ids::{BlockHash, LayoutEpoch};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::cert::AuditEvent;
@@ -35,7 +35,8 @@ impl Server {
         let own = self.shared.endpoint.refusals().mark();
         let is_current = own == known_revoked && own.version == cert::version(state);
         let revoked = (!is_current).then(|| cert::revocations(state));
-        Ok(MetaReply::BlockdAlive { layout: (layout.epoch != known).then_some(layout), revoked })
+        let (tickets, now) = (tickets::keys(state), self.shared.clock.now());
+        Ok(MetaReply::BlockdAlive { layout: (layout.epoch != known).then_some(layout), revoked, tickets, now })
     }
 
     /// Makes the daemon a member of the layout, or an owner again. Where too many changes are under way, the layout

@@ -1,6 +1,6 @@
 //! Sessions: opening, keeping alive, batches, and the end of silent ones.
 
-use super::{Events, READ_ATTEMPTS, Server, enroll, validate};
+use super::{Events, READ_ATTEMPTS, Server, enroll, tickets, validate};
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::borders::Borders;
@@ -22,6 +22,7 @@ use wire::message::event::MetaEvent;
 use wire::message::meta::{LeaseState, MetaReply};
 use wire::op::{Batch, Op, OpFailed, OpReply};
 use wire::quic::Incoming;
+use wire::ticket::Receipt;
 use wire::tls::{ClientGrant, PeerIdentity, Squash};
 use wire::{FsError, trace};
 
@@ -62,6 +63,9 @@ impl Server {
             return Ok(MetaReply::Failed(FsError::Invalid));
         }
         let confined = bounds(peer);
+        if confined.is_some() {
+            tickets::renew_key(&self.shared).await?;
+        }
         let client = peer.subject.name.clone();
         let opening = Opening { host, purpose, client, caches, resumes, token, confined };
         // Sessions are notified under one leadership: another one might let them believe that they are alone.
@@ -204,6 +208,7 @@ impl Server {
         peer: &PeerIdentity,
         id: SessionId,
         mut batch: Batch,
+        receipts: &[Receipt],
     ) -> Result<MetaReply, ProposeError> {
         let state = self.shared.consensus.state();
         let mut known = session::find_or_ended(&**state, id);
@@ -226,10 +231,16 @@ impl Server {
             lease::Submitter { session: id, has_ended: known.has_ended(), is_confined: false, asks_again: false };
         if let Some(confined) = &known.opening.confined {
             of.is_confined = true;
-            // Nothing of a session that has ended is carried out.
-            if !of.has_ended {
+            if of.has_ended {
+                // Nothing of it is carried out any more: only a stored reply counts.
+                batch.ops.clear();
+            } else {
                 match self.check_borders(id, confined.root, &mut batch).await? {
-                    Checked::Within => {}
+                    Checked::Within => {
+                        if let Err(failed) = self.check_receipts(&peer.certificate.key, receipts, &batch.ops) {
+                            return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
+                        }
+                    }
                     Checked::Applied => of.asks_again = true,
                     Checked::Refused(failed) => {
                         return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
@@ -247,7 +258,11 @@ impl Server {
         let submitted = carried_out.await.map_err(|_| ProposeError::Unknown)??;
         Ok(match submitted.outcome {
             Ok(reply) => {
-                if let Ok(replies) = &reply {
+                // What the first attempt has changed, others were told then.
+                let is_told = of.is_confined && (of.asks_again || of.has_ended);
+                if let Ok(replies) = reply.as_ref()
+                    && !is_told
+                {
                     self.notify_others(id, &unlocked, replies);
                 }
                 MetaReply::Batch { reply, leased: submitted.leased, delegated: submitted.delegated }
@@ -392,6 +407,9 @@ pub async fn expire_silent(shared: Arc<Shared>) {
         if !matches!(leads, Ok(Ok(()))) {
             shared.liveness.forget_sessions();
             continue;
+        }
+        if !matches!(timeout(EXPIRY_PAUSE, tickets::renew_key(&shared)).await, Ok(Ok(()))) {
+            tracing::debug!("another key for block tickets is made later");
         }
         // The majority may be lost while this waits for it.
         if timeout(EXPIRY_PAUSE, enroll::expire_tokens(&shared)).await.is_err() {

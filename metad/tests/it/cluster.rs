@@ -225,7 +225,7 @@ impl Session<'_> {
     pub(super) async fn run(&mut self, ops: Vec<Op>) -> wire::op::BatchReply {
         self.seq += 1;
         let batch = Batch { seq: BatchSeq(self.seq), acked: BatchSeq(self.seq - 1), caller: None, ops };
-        match self.cluster.ask(MetaRequest::Submit { session: self.id, batch }).await {
+        match self.cluster.ask(MetaRequest::Submit { session: self.id, batch, receipts: Vec::new() }).await {
             MetaReply::Batch { reply, .. } => reply,
             other => panic!("{other:?}"),
         }
@@ -290,7 +290,7 @@ async fn a_batch_sent_again_to_a_new_leader_answers_as_the_first_time() {
             Batch { seq: BatchSeq(session.seq + 1), acked: BatchSeq(session.seq), caller: None, ops: vec![op] },
         )
     };
-    let submit = MetaRequest::Submit { session: id, batch };
+    let submit = MetaRequest::Submit { session: id, batch, receipts: Vec::new() };
     let MetaReply::Batch { reply: Ok(first), .. } = cluster.ask(submit.clone()).await else { panic!("not created") };
     let leader = cluster.leader().await;
     cluster.stop_node(leader).await;
@@ -439,7 +439,7 @@ async fn latency_of_one_client() {
         session.seq += 1;
         let batch = Batch { seq: BatchSeq(session.seq), acked: BatchSeq(session.seq - 1), caller: None, ops: vec![op] };
         let started = Instant::now();
-        let request = MetaRequest::Submit { session: session.id, batch };
+        let request = MetaRequest::Submit { session: session.id, batch, receipts: Vec::new() };
         peer.request::<_, MetaReply>(&request, &[], LIMIT).await.unwrap();
         times.push(started.elapsed());
     }

@@ -6,7 +6,8 @@ use super::hostile::{leading, opened};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use wire::attr::{AttrChange, Timestamp};
-use wire::ids::{BatchSeq, Ino, JournalId, LayoutEpoch, SessionId, Version};
+use wire::extent::{ExtentWrite, Source};
+use wire::ids::{BatchSeq, BlockHash, Ino, JournalId, LayoutEpoch, SessionId, Version};
 use wire::message::event::MetaEvent;
 use wire::message::meta::{LeaseState, MetaReply, MetaRequest};
 use wire::op::{
@@ -58,7 +59,7 @@ impl<'a> Client<'a> {
     async fn read(&self, read: Read) -> (Result<ReadReply, FsError>, bool, Vec<Ino>) {
         let request = MetaRequest::Read { session: self.id, read, delegate: true, sends: true, caller: None };
         match self.ask(&request).await {
-            MetaReply::Read { answer, leased, delegated } => (answer, leased, delegated),
+            MetaReply::Read { answer, leased, delegated, .. } => (answer, leased, delegated),
             other => panic!("{other:?}"),
         }
     }
@@ -70,7 +71,7 @@ impl<'a> Client<'a> {
 
     async fn submit(&self, seq: u64, ops: Vec<Op>) -> BatchReply {
         let batch = Batch { seq: BatchSeq(seq), acked: BatchSeq(seq - 1), caller: None, ops };
-        match self.ask(&MetaRequest::Submit { session: self.id, batch }).await {
+        match self.ask(&MetaRequest::Submit { session: self.id, batch, receipts: Vec::new() }).await {
             MetaReply::Batch { reply, delegated, .. } => {
                 assert_eq!(delegated, []);
                 reply
@@ -428,7 +429,7 @@ async fn a_session_is_confined_to_where_its_path_leads_once_others_have_sent_wha
         let exchange = rename((Ino::ROOT, "home"), (Ino::ROOT, "elsewhere"), RenameMode::Exchange);
         let late = Op::Deferred { at: Timestamp::default(), expect: Vec::new(), op: Box::new(exchange) };
         let batch = Batch { seq: BatchSeq(1), acked: BatchSeq(0), caller: None, ops: vec![late] };
-        let sent = holder.ask(&MetaRequest::Submit { session: holder.id, batch }).await;
+        let sent = holder.ask(&MetaRequest::Submit { session: holder.id, batch, receipts: Vec::new() }).await;
         assert!(matches!(sent, MetaReply::Batch { reply: Ok(_), .. }), "{sent:?}");
         holder.acknowledge(seq).await;
     });
@@ -491,10 +492,16 @@ async fn operations_that_come_with_the_number_of_an_answered_batch_are_not_looke
     let first = liar.run(Op::LeaseInos { count: 1 }).await;
     let mine = Lock { owner: 2, exclusive: false, family: LockFamily::Posix, ..lock() };
     let unlock = Op::Unlock { ino: tree.inside, family: LockFamily::Posix, owner: 2, start: 0, end: u64::MAX };
-    for ops in [
+    let many = [
         lies(&tree, Ino(777)).into_iter().map(|(op, _)| op).collect::<Vec<_>>(),
         vec![Op::SetLock { ino: tree.outside, lock: mine }, unlock],
-    ] {
+    ];
+    for ops in many.clone() {
+        assert_eq!(liar.submit(liar.seq, ops).await, first);
+    }
+    // Nor are those of a session that has ended.
+    assert!(matches!(liar.ask(&MetaRequest::CloseSession { session: liar.id }).await, MetaReply::Done));
+    for ops in many {
         assert_eq!(liar.submit(liar.seq, ops).await, first);
     }
     let disturbed = honest.next_event().await;
@@ -521,7 +528,7 @@ async fn a_confined_session_that_has_ended_is_told_so_by_whatever_it_sends() {
         gid: 0,
     };
     let batch = Batch { seq: BatchSeq(2), acked: BatchSeq(0), caller: None, ops: vec![create] };
-    let reply = confined.ask(&MetaRequest::Submit { session: confined.id, batch }).await;
+    let reply = confined.ask(&MetaRequest::Submit { session: confined.id, batch, receipts: Vec::new() }).await;
     assert!(matches!(reply, MetaReply::Failed(FsError::SessionExpired)), "{reply:?}");
 }
 
@@ -547,6 +554,44 @@ async fn an_opening_that_is_asked_for_again_disturbs_nobody_again() {
     assert_eq!(second, first);
     let disturbed = holder.next_event().await;
     assert!(disturbed.is_none(), "{disturbed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_confined_client_commits_no_block_that_it_has_not_sent_and_gets_tickets_for_what_it_sees() {
+    let cluster = Cluster::start(1).await;
+    let mut owner = cluster.session().await;
+    let tree = tree(&mut owner).await;
+    let mut liar = Client::new(&cluster, "liar", (Some("/home"), Squash::None)).await;
+    let mut honest = Client::new(&cluster, "honest", (None, Squash::None)).await;
+    let commit = |base, number: u8| Op::Commit {
+        ino: tree.inside,
+        base: Version(base),
+        own: Vec::new(),
+        writes: vec![ExtentWrite { file_off: 0, len: 50, source: Source::block(BlockHash([number; 32]), 99, 9) }],
+        append_from: None,
+        mtime: None,
+        clear_privileges: false,
+        policy: ConflictPolicy::Fail,
+    };
+    honest.run(commit(1, 1)).await.unwrap();
+    for number in [1, 2] {
+        let refused = OpFailed { index: 0, error: FsError::NotPermitted };
+        assert_eq!(liar.run(commit(2, number)).await, Err(refused));
+    }
+    let tickets = async |client: &Client<'_>, read: Read| {
+        let request = MetaRequest::Read { session: client.id, read, delegate: false, sends: false, caller: None };
+        match client.ask(&request).await {
+            MetaReply::Read { answer: Ok(_), tickets, .. } => tickets,
+            other => panic!("{other:?}"),
+        }
+    };
+    let listing = Read::ReadDir { ino: tree.below, after: 0, limit: 9, with: With::Contents };
+    for read in [Read::Open { ino: tree.inside }, Read::Extents { ino: tree.inside, off: 0, len: 9 }, listing] {
+        let got = tickets(&liar, read.clone()).await;
+        let [(hash, ticket)] = &got[..] else { panic!("{got:?}") };
+        assert_eq!((*hash, ticket.offset, ticket.len), (BlockHash([1; 32]), 9, 50));
+        assert_eq!(tickets(&honest, read).await, [], "it needs none");
+    }
 }
 
 /// What a client may send to metad besides operations and questions.

@@ -61,7 +61,11 @@ pub(super) async fn leading(cluster: &Cluster, endpoint: &Endpoint) -> Peer {
 }
 
 fn submit(session: SessionId, seq: u64, ops: Vec<Op>) -> MetaRequest {
-    MetaRequest::Submit { session, batch: Batch { seq: BatchSeq(seq), acked: BatchSeq(0), caller: None, ops } }
+    MetaRequest::Submit {
+        session,
+        batch: Batch { seq: BatchSeq(seq), acked: BatchSeq(0), caller: None, ops },
+        receipts: Vec::new(),
+    }
 }
 
 /// Checks that an honest client makes a file in its normal time.

@@ -88,19 +88,7 @@ enum Command {
         /// half of it is over.
         #[arg(long, value_name = "TIME", value_parser = lengths::duration)]
         cert_life: Option<Duration>,
-        /// Whether block daemons serve clients that are confined to a subtree or to other user ids. These then get any block
-        /// whose name they know.
-        #[arg(long, value_name = "on|off", value_parser = switch)]
-        confined_blocks: Option<bool>,
     },
-}
-
-fn switch(text: &str) -> Result<bool, String> {
-    match text {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        other => Err(format!("{other}: on or off")),
-    }
 }
 
 impl Cluster {
@@ -127,7 +115,7 @@ impl Cluster {
                 }
                 say!("metad-{id} removed; it can be stopped now");
             }
-            Command::Set { access, down_after_s, replicas, min_sync, cert_life, confined_blocks } => {
+            Command::Set { access, down_after_s, replicas, min_sync, cert_life } => {
                 if let Some(life) = cert_life {
                     let ms = u64::try_from(life.as_millis())?;
                     access.ask(AdminRequest::SetCertLife { ms }).await?;
@@ -137,9 +125,6 @@ impl Cluster {
                 }
                 if let (Some(replicas), Some(min_sync)) = (replicas, min_sync) {
                     access.ask(AdminRequest::SetRedundancy { replicas, min_sync }).await?;
-                }
-                if let Some(on) = confined_blocks {
-                    access.ask(AdminRequest::SetConfinedBlocks { on }).await?;
                 }
                 say!("set");
             }
@@ -198,7 +183,6 @@ fn to_json(status: &ClusterStatus) -> serde_json::Value {
         "cluster": status.cluster, "leader": status.leader, "term": status.term, "applied": status.applied,
         "layout_epoch": status.layout.epoch, "replicas": status.layout.replicas, "min_sync": status.layout.min_sync,
         "down_after_s": status.layout.down_after_ms / 1000, "layout_final": status.layout.is_final(),
-        "confined_blocks": status.layout.confined_blocks,
         "metads": metads, "blockds": blockds, "sessions": session::to_json(status),
         "total_bytes": status.statfs.total_bytes, "free_bytes": status.statfs.free_bytes,
         "inodes": status.statfs.inodes,

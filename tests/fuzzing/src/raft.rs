@@ -43,7 +43,7 @@ pub fn metad_snapshot(data: &[u8]) -> bool {
 pub mod samples {
     use super::{NODE, fuzzing};
     use crate::Samples;
-    use crate::messages::samples::{batches, layout};
+    use crate::messages::samples::{batches, layout, ticket_key};
     use metad::fs::Command;
     use metad::fs::cert::{Asker, Enrolling, Revoking};
     use metad::fs::operator::Change;
@@ -88,6 +88,7 @@ pub mod samples {
             ("expire-tokens", Command::ExpireTokens),
             ("enroll", Command::Enroll(enrolling)),
             ("revoke", Command::Revoke(revoking)),
+            ("ticket-key", Command::AddTicketKey(ticket_key())),
             ("by-operator", Command::ByOperator { asker, change: Change::RevokeToken(token) }),
         ]
     }

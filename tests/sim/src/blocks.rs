@@ -54,7 +54,13 @@ impl Blocks {
             BlockRequest::Put { hash, .. } => {
                 self.held.lock().insert(*hash, content);
                 (
-                    BlockReply::Stored { synced: vec![ID], failed: Vec::new(), full: Vec::new(), layout: None },
+                    BlockReply::Stored {
+                        synced: vec![ID],
+                        failed: Vec::new(),
+                        full: Vec::new(),
+                        layout: None,
+                        receipt: None,
+                    },
                     Bytes::new(),
                 )
             }

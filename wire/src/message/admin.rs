@@ -139,11 +139,6 @@ pub enum AdminRequest {
         /// [`CERT_LIFE_MAX_MS`](crate::limits::CERT_LIFE_MAX_MS).
         ms: u64,
     },
-    /// Set whether block daemons serve confined clients. Answers `Done`.
-    SetConfinedBlocks {
-        /// Whether they do.
-        on: bool,
-    },
     /// What the cluster has recorded of identities. Answers `Audit`.
     Audit {
         /// Only what came at this time or later.

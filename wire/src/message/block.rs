@@ -6,6 +6,7 @@ use crate::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId, Point};
 use crate::layout::Layout;
 use crate::layout::ring::Span;
 use crate::limits::{BLOCK_NAMES_MAX, BLOCK_SPANS_MAX, CHAIN_BEHIND_MAX, REFUSAL_BYTES_MAX};
+use crate::ticket::{Receipt, Ticket};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
@@ -110,6 +111,20 @@ pub enum BlockRequest {
         /// Its version.
         version: u64,
     },
+    /// As `Get`, for what a ticket is for: nothing else of the block is sent. Role client. Answers `Content`, with the bytes
+    /// in the payload, or `TicketRefused`.
+    GetByTicket {
+        /// Name of the block.
+        hash: BlockHash,
+        /// Layout that the sender knows (I11).
+        epoch: LayoutEpoch,
+        /// First byte.
+        offset: u32,
+        /// Number of bytes; `u32::MAX` for all that follow.
+        len: u32,
+        /// The ticket.
+        ticket: Ticket,
+    },
 }
 
 /// Most blocks that one request has verified.
@@ -133,6 +148,7 @@ pub enum BlockRequestKind {
     Verify,
     Fetch,
     RevokedChanged,
+    GetByTicket,
 }
 
 impl BlockRequest {
@@ -152,6 +168,7 @@ impl BlockRequest {
             Self::Verify { .. } => BlockRequestKind::Verify,
             Self::Fetch { .. } => BlockRequestKind::Fetch,
             Self::RevokedChanged { .. } => BlockRequestKind::RevokedChanged,
+            Self::GetByTicket { .. } => BlockRequestKind::GetByTicket,
         }
     }
 }
@@ -263,6 +280,8 @@ pub enum BlockReply {
         full: Vec<BlockdId>,
         /// The layout, when the sender's was old (I11).
         layout: Option<Layout>,
+        /// For a client that is confined: that it has sent the whole block.
+        receipt: Option<Receipt>,
     },
     /// The bytes are in the payload.
     Content {
@@ -307,6 +326,8 @@ pub enum BlockReply {
     Fetching(u32),
     /// The request was carried out.
     Done,
+    /// The ticket has ended, or is for somebody else or for something else: ask metad for another one.
+    TicketRefused,
 }
 
 impl BlockReply {
@@ -330,6 +351,7 @@ impl BlockReply {
             Self::Verified(_) => "Verified",
             Self::Fetching(_) => "Fetching",
             Self::Done => "Done",
+            Self::TicketRefused => "TicketRefused",
         }
     }
 }
@@ -448,9 +470,10 @@ mod tests {
         assert_eq!(reason, long[..REFUSAL_BYTES_MAX - 1]);
         let failed = vec![(BlockdId([1; 16]), long); 1000];
         let (synced, full) = (vec![BlockdId([2; 16])], vec![BlockdId([3; 16])]);
-        let stored = BlockReply::Stored { synced: synced.clone(), failed, full: full.clone(), layout: None };
+        let stored =
+            BlockReply::Stored { synced: synced.clone(), failed, full: full.clone(), layout: None, receipt: None };
         match decoded(&stored) {
-            BlockReply::Stored { synced: one, failed, full: other, layout: None } => {
+            BlockReply::Stored { synced: one, failed, full: other, layout: None, receipt: None } => {
                 assert_eq!((one, other, failed.len()), (synced, full, FAILURES_MAX));
                 assert!(failed.iter().all(|(_, reason)| reason.len() == REFUSAL_BYTES_MAX - 1));
             }

@@ -10,10 +10,11 @@ use crate::cert::Term;
 use crate::codec::bounded;
 use crate::ids::{BlockHash, BlockdId, Ino, LayoutEpoch, MetadId, SessionId};
 use crate::layout::Layout;
-use crate::limits::{ACKNOWLEDGED_MAX, BLOCK_NAMES_MAX, METADS_MAX};
+use crate::limits::{ACKNOWLEDGED_MAX, BLOCK_NAMES_MAX, METADS_MAX, RECEIPTS_MAX};
 use crate::op::{Batch, BatchReply, Read, ReadReply};
 use crate::revoked::{ListMark, Revocations};
 use crate::subject::Squash;
+use crate::ticket::{Receipt, Ticket, TicketKeys};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -53,6 +54,9 @@ pub enum MetaRequest {
         session: SessionId,
         /// The batch.
         batch: Batch,
+        /// Of a client that is confined: receipts for the blocks that the batch names.
+        #[serde(deserialize_with = "bounded::<_, _, RECEIPTS_MAX>")]
+        receipts: Vec<Receipt>,
     },
     /// Read metadata (I2). Answers `Read`.
     Read {
@@ -319,6 +323,8 @@ pub enum MetaReply {
         leased: bool,
         /// Inodes on which it was given delegations: no other session has a lease on them.
         delegated: Vec<Ino>,
+        /// For a client that is confined: tickets for the blocks in the answer, with their names.
+        tickets: Vec<(BlockHash, Ticket)>,
     },
     /// The block layout.
     Layout(Layout),
@@ -328,6 +334,10 @@ pub enum MetaReply {
         layout: Option<Layout>,
         /// What is revoked, when the daemon's list was another one.
         revoked: Option<Revocations>,
+        /// The keys of tickets.
+        tickets: TicketKeys,
+        /// The metads' time.
+        now: Timestamp,
     },
     /// Those of the reported blocks that nothing refers to. The daemon may drop those that nobody renewed within the
     /// grace period (I10).
@@ -414,6 +424,7 @@ mod tests {
             MetaRequest::Submit {
                 session,
                 batch: Batch { seq: BatchSeq(1), acked: BatchSeq(0), caller: None, ops: Vec::new() },
+                receipts: Vec::new(),
             },
             MetaRequest::Read { session, read: Read::StatFs, delegate: false, sends: false, caller: None },
             MetaRequest::Acknowledge { session, seqs: vec![1] },

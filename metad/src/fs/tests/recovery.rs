@@ -1,13 +1,14 @@
 //! The state after a recovery.
 
 use super::*;
-use crate::fs::keys;
 use crate::fs::recovery::{self, Jump};
 use crate::fs::session;
 use crate::fs::view::KvExt;
+use crate::fs::{keys, tickets};
 use wire::ids::BlockHash;
 use wire::message::admin::DeletionStop;
 use wire::op::{Lock, LockFamily};
+use wire::ticket::TicketKey;
 
 const NOW: Timestamp = Timestamp { secs: 1_700_000_000, nanos: 0 };
 
@@ -97,8 +98,11 @@ fn a_recovered_state_is_whole_and_gives_out_nothing_a_second_time() {
 
 #[test]
 fn no_secret_of_a_client_is_in_a_backup() {
-    let (world, id) = lived_in();
+    let (mut world, id) = lived_in();
+    world.apply(Command::AddTicketKey(TicketKey::make(1, Timestamp::default())));
+    assert!(tickets::keys(&world.kv).knows(1));
     let exported = exported(&world.kv);
+    assert!(!exported.0.contains_key(&tickets::key()));
     let has = |kv: &MemoryKv, table: u8| kv.0.keys().any(|key| key[0] == table);
     for table in *b"SAYUQKJ" {
         assert!(has(&world.kv, table) && !has(&exported, table), "{}", char::from(table));

@@ -7,12 +7,6 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::process::Command;
-
-/// Lets block daemons serve confined clients.
-fn allow_blocks(surf: &Surf) {
-    assert_eq!(surf.operate(&["cluster", "set", "--confined-blocks", "on"]).1, 0);
-}
 
 fn tree(root: &Path) {
     for dir in ["home/alice", "elsewhere"] {
@@ -26,7 +20,6 @@ fn tree(root: &Path) {
 #[test]
 fn a_mount_of_a_subtree_works_as_a_filesystem_of_its_own_and_sees_nothing_else() {
     let surf = Surf::start(Setup::Cluster);
-    allow_blocks(&surf);
     tree(&surf.path());
     enroll_as_client(&surf, "home.bundle", &["--path", "/home"]);
     let other = surf.mount_again(&[]);
@@ -69,7 +62,6 @@ fn a_mount_of_a_subtree_works_as_a_filesystem_of_its_own_and_sees_nothing_else()
 #[test]
 fn a_directory_that_others_move_out_of_a_subtree_disappears_with_all_that_is_in_it_and_comes_back() {
     let surf = Surf::start(Setup::Cluster);
-    allow_blocks(&surf);
     tree(&surf.path());
     fs::create_dir_all(surf.path().join("home/alice/a/b")).unwrap();
     fs::write(surf.path().join("home/alice/a/b/deep"), "deep").unwrap();
@@ -93,7 +85,6 @@ fn a_directory_that_others_move_out_of_a_subtree_disappears_with_all_that_is_in_
 #[test]
 fn a_mount_whose_certificate_only_reads_a_subtree_changes_nothing() {
     let surf = Surf::start(Setup::Cluster);
-    allow_blocks(&surf);
     tree(&surf.path());
     enroll_as_client(&surf, "reader.bundle", &["--path", "/home", "--read-only"]);
     let other = surf.mount_again(&[]);
@@ -107,7 +98,6 @@ fn a_mount_whose_certificate_only_reads_a_subtree_changes_nothing() {
 #[test]
 fn root_of_a_squashed_mount_is_nobody() {
     let surf = Surf::start(Setup::Cluster);
-    allow_blocks(&surf);
     tree(&surf.path());
     let (whole, mode) = (surf.path(), fs::Permissions::from_mode);
     fs::set_permissions(whole.join("home"), mode(0o777)).unwrap();
@@ -153,7 +143,6 @@ fn root_of_a_squashed_mount_is_nobody() {
 #[test]
 fn all_users_of_a_mount_that_makes_them_one_are_that_one() {
     let surf = Surf::start(Setup::Cluster);
-    allow_blocks(&surf);
     tree(&surf.path());
     let (whole, mode) = (surf.path(), fs::Permissions::from_mode);
     fs::set_permissions(whole.join("home"), mode(0o755)).unwrap();
@@ -172,23 +161,45 @@ fn all_users_of_a_mount_that_makes_them_one_are_that_one() {
 }
 
 #[test]
-fn a_mount_of_a_confined_client_says_what_an_operator_has_to_do_if_block_daemons_refuse_it() {
+fn a_mount_of_a_subtree_reads_its_part_of_what_was_packed_with_other_files_and_writes_what_others_have_too() {
     let surf = Surf::start(Setup::Cluster);
-    tree(&surf.path());
+    let whole = surf.path();
+    tree(&whole);
+    // Small files that are written together share blocks.
+    let content = |number: u8| [number; 9_000];
+    for number in 0..20 {
+        for dir in ["home/alice", "elsewhere"] {
+            fs::write(whole.join(dir).join(format!("small{number}")), content(number)).unwrap();
+        }
+    }
+    let large: Vec<u8> = (0..6_000_000_u32).map(|n| (n / 7) as u8).collect();
+    fs::write(whole.join("home/alice/large"), &large).unwrap();
+    fs::write(whole.join("elsewhere/large"), &large).unwrap();
+    // A file of which parts of blocks are left.
+    sh(
+        &whole.join("home/alice"),
+        LIMIT,
+        "cp large cut && printf new | dd of=cut bs=1 seek=1000000 conv=notrunc status=none && sync cut",
+    );
     enroll_as_client(&surf, "home.bundle", &["--path", "/home"]);
-    let point = surf.scratch().join("point");
-    fs::create_dir(&point).unwrap();
-    let mount = || {
-        let mut command = Command::new(kit::bins::bin("surfmount"));
-        command.arg("--cluster").arg(surf.bundle()).arg("--cache-dir").arg(surf.scratch().join("cache")).arg(&point);
-        kit::run(&mut command, LIMIT)
-    };
-    let refused = mount();
-    assert!(!refused.status.success());
-    let lines: Vec<&str> = refused.text.lines().filter(|line| line.starts_with("surfmount:")).collect();
-    assert_eq!(lines.len(), 1, "{}", refused.text);
-    assert!(lines[0].contains("surf cluster set --confined-blocks on"), "{}", refused.text);
-    allow_blocks(&surf);
     let other = surf.mount_again(&[]);
-    fs::write(other.path().join("alice/long"), vec![7; 300_000]).unwrap();
+    let home = other.path().join("alice");
+    for number in 0..20 {
+        assert_eq!(fs::read(home.join(format!("small{number}"))).unwrap(), content(number));
+    }
+    assert_eq!(fs::read(home.join("large")).unwrap(), large);
+    sh(
+        &home,
+        LIMIT,
+        "cmp -n 1000000 large cut && cmp -i 1000003 large cut && dd if=cut bs=1 skip=1000000 count=3 status=none | grep -q new",
+    );
+    // The same content as a file that it does not see, which is stored once.
+    let mut file = File::create(home.join("copy")).unwrap();
+    file.write_all(&large).unwrap();
+    file.sync_all().unwrap();
+    sh(&home, LIMIT, "cp large again && sync again && cmp large again");
+    assert_eq!(fs::read(whole.join("home/alice/copy")).unwrap(), large);
+    assert_eq!(fs::read(whole.join("home/alice/again")).unwrap(), large);
+    drop(other);
+    assert_eq!(surf.operate(&["fsck"]).1, 0);
 }

@@ -9,7 +9,8 @@ use wire::FsError;
 use wire::attr::{AttrChange, Creator, FileKind, InodeAttr, TimeChange, Timestamp};
 use wire::backup::{Head, Writer};
 use wire::caller::Caller;
-use wire::codec::encode;
+use wire::cert::KeyId;
+use wire::codec::{self, encode};
 use wire::extent::{Extent, ExtentWrite, Source};
 use wire::frame::{ReplyHeader, ReplyKind, RequestHeader};
 use wire::ids::{
@@ -37,6 +38,7 @@ use wire::op::{
     ListedDir, Lock, LockFamily, NewInode, Op, OpFailed, OpReply, RangeAction, Read, ReadReply, RenameMode, StatFs,
     With, XattrMode,
 };
+use wire::ticket::{TicketKey, TicketKeys};
 use wire::tls::{ClientGrant, Role, Squash, Subject};
 use wire::token::{JoinToken, NewToken, Secret, TokenInfo, TokenState};
 
@@ -45,6 +47,7 @@ const ROOT: Ino = Ino(1);
 const DIR: Ino = Ino(1024);
 const FILE: Ino = Ino(1025);
 const AT: Timestamp = Timestamp { secs: 1_700_000_000, nanos: 5 };
+const HOLDER: KeyId = KeyId([6; 32]);
 const HASH: BlockHash = BlockHash([0xAB; 32]);
 const EPOCH: LayoutEpoch = LayoutEpoch(4);
 const SESSION: SessionId = SessionId(3);
@@ -86,7 +89,6 @@ pub fn layout() -> Layout {
         replicas: 2,
         min_sync: 2,
         down_after_ms: 600_000,
-        confined_blocks: true,
         members: vec![member(1), member(2), member(3)],
         older: vec![older],
     }
@@ -263,7 +265,14 @@ pub fn meta() -> Samples {
         answer: Ok(ReadReply::Opened { attr: attr(), page: page() }),
         leased: true,
         delegated: vec![FILE],
+        tickets: vec![(HASH, ticket_key().ticket(&HOLDER, &HASH, (5, 9), AT))],
     };
+    let receipts = vec![ticket_key().receipt(&HOLDER, &HASH)];
+    let submit = MetaRequest::Submit { session: SESSION, batch: Batch { caller: Some(caller), ..batch }, receipts };
+    let mut tickets = TicketKeys::default();
+    tickets.add(ticket_key());
+    let (some_layout, revoked) = (Some(layout()), Some(certs::revocations()));
+    let blockd_alive = MetaReply::BlockdAlive { layout: some_layout, revoked, tickets, now: AT };
     let alive = MetaReply::Alive {
         now: AT,
         orphans: vec![FILE],
@@ -284,7 +293,7 @@ pub fn meta() -> Samples {
         coded("refused", EnrollReply::Refused { why: EnrollRefusal::Expired { at: AT }, now: AT }),
         coded("clock-behind", EnrollReply::Refused { why: EnrollRefusal::ClockBehind { made: AT }, now: AT }),
         coded("open-session", open),
-        coded("submit", MetaRequest::Submit { session: SESSION, batch: Batch { caller: Some(caller), ..batch } }),
+        coded("submit", submit),
         coded("acknowledge", MetaRequest::Acknowledge { session: SESSION, seqs: vec![1, 300] }),
         coded("heartbeat", MetaRequest::BlockdHeartbeat(heartbeat())),
         coded("block-report", MetaRequest::BlockReport { id: BlockdId([1; 16]), epoch: EPOCH, blocks: vec![HASH] }),
@@ -296,8 +305,13 @@ pub fn meta() -> Samples {
         coded("renew", MetaRequest::Renew),
         coded("note-renewal", MetaRequest::NoteRenewal(certs::renewal())),
         coded("not-renewed", MetaReply::Renewal(RenewReply::Refused(RenewRefusal::Unknown))),
-        coded("blockd-alive", MetaReply::BlockdAlive { layout: Some(layout()), revoked: Some(certs::revocations()) }),
+        coded("blockd-alive", blockd_alive),
     ]
+}
+
+/// A key of tickets that is always the same.
+pub(crate) fn ticket_key() -> TicketKey {
+    codec::decode(&codec::encode(&(1_u64, AT, [7_u8; 32]))).expect("it has these fields")
 }
 
 fn page() -> ExtentPage {
@@ -326,7 +340,9 @@ pub fn block() -> Samples {
         failed: vec![(BlockdId([3; 16]), "disk".to_owned())],
         full: Vec::new(),
         layout: Some(layout()),
+        receipt: Some(ticket_key().receipt(&HOLDER, &HASH)),
     };
+    let ticket = ticket_key().ticket(&HOLDER, &HASH, (0, u32::MAX), AT);
     let status = BlockdStatus {
         id: BlockdId([1; 16]),
         capacity_bytes: 9,
@@ -340,6 +356,8 @@ pub fn block() -> Samples {
     vec![
         coded("put", BlockRequest::Put { hash: HASH, epoch: EPOCH, chain, needed: 2, origin: None }),
         coded("get", BlockRequest::Get { hash: HASH, epoch: EPOCH, offset: 5, len: u32::MAX }),
+        coded("get-by-ticket", BlockRequest::GetByTicket { hash: HASH, epoch: EPOCH, offset: 5, len: 9, ticket }),
+        coded("ticket-refused", BlockReply::TicketRefused),
         coded("drop", BlockRequest::Drop { hashes: vec![HASH; 3], epoch: EPOCH, grace_ms: 600_000 }),
         coded("digests", BlockRequest::Digests { epoch: EPOCH, spans }),
         coded("notify", BlockRequest::Chord(ChordRequest::Notify { candidate: member })),

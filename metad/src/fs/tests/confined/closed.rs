@@ -65,6 +65,123 @@ fn what_lies_in_a_directory_that_a_user_may_not_search_is_closed_to_that_user_by
 }
 
 #[test]
+fn what_was_removed_from_a_closed_directory_stays_closed_though_its_readers_are_asked_about_it() {
+    let (mut world, _, confined) = private();
+    let new = made(HOME, "new", Ino(FRESH + 2), NewInode::Regular, (0o644, OWNER));
+    let over = rename((HOME, "new"), (PRIVATE, "f"), RenameMode::Replace);
+    batch_as(&mut world, confined, OWNER, vec![new, over]).unwrap();
+    assert_eq!(orphan::of_session(&world.kv, confined, Ino(0), 9), [FILE]);
+    for question in [Read::Open { ino: FILE }, Read::Extents { ino: FILE, off: 0, len: 9 }] {
+        let ask = |world: &World, uid| ask(world, confined, caller(uid).as_ref(), &question);
+        assert_eq!(ask(&world, OTHER), Err(FsError::AccessDenied));
+        assert!(ask(&world, OWNER).is_ok());
+    }
+    let clone = Op::CloneRange { src: FILE, src_off: 0, dst: INSIDE, dst_off: 0, len: 1 };
+    assert_eq!(as_user(&mut world, confined, OTHER, clone), Err(FsError::AccessDenied));
+    // Whoever comes to where it stood reads on.
+    as_user(&mut world, confined, OWNER, chmod(PRIVATE, 0o711)).unwrap();
+    assert!(ask(&world, confined, caller(OTHER).as_ref(), &Read::Open { ino: FILE }).is_ok());
+}
+
+#[test]
+fn a_conflict_gives_nobody_a_copy_of_what_lies_in_a_closed_directory() {
+    let (mut world, _, confined) = private();
+    let write = |base, policy| super::super::write(FILE, Version(base), 0, b"x", policy);
+    as_user(&mut world, confined, OWNER, write(1, ConflictPolicy::Fail)).unwrap();
+    let policy = ConflictPolicy::Copy { ino: Ino(FRESH + 2), suffix: b".copy".to_vec() };
+    assert_eq!(as_user(&mut world, confined, OTHER, write(1, policy.clone())), Err(FsError::Stale));
+    assert!(matches!(
+        as_user(&mut world, confined, OWNER, write(1, policy)),
+        Ok(OpReply::Committed { conflict: Some(_), .. })
+    ));
+}
+
+#[test]
+fn access_lists_on_the_way_count_as_work() {
+    let (mut world, free, confined) = world(Squash::None);
+    let dirs = chain(&mut world, free, BELOW, 100);
+    let list = |count: u32| {
+        let mut list = 2_u32.to_le_bytes().to_vec();
+        let users = (0..count).map(|id| (2_u16, 7_u16, id));
+        for (tag, perm, id) in [(1, 7, 0), (4, 7, 0), (0x20, 7, 0), (0x10, 7, 0)].into_iter().chain(users) {
+            list.extend([tag.to_le_bytes(), perm.to_le_bytes()].concat());
+            list.extend(u32::to_le_bytes(id));
+        }
+        list
+    };
+    let set = |ino, count| {
+        let (name, mode) = (crate::fs::acl::ACCESS.to_vec(), XattrMode::Set);
+        Op::SetXattr { ino, name, value: list(count), mode, clear_sgid: false }
+    };
+    assert_eq!(world.one(free, set(BELOW, 509)), Err(FsError::NoSpace));
+    for dir in &dirs {
+        world.one(free, set(*dir, 508)).unwrap();
+    }
+    // Each change of the uppermost directory makes the next operation walk anew.
+    let nothing = Op::SetAttr { ino: BELOW, change: AttrChange::default() };
+    let touch = Op::Accessed { ino: dirs[100], at: Timestamp::default() };
+    let ops: Vec<Op> = (0..400).flat_map(|_| [nothing.clone(), touch.clone()]).collect();
+    let counted = Counted(&world.kv, AtomicUsize::new(0));
+    let batch = Batch { seq: BatchSeq(9), acked: BatchSeq(1), caller: caller(300), ops };
+    let command = Command::Batches(vec![(confined, batch)]);
+    let reply = apply(&mut View::new(&counted), &Stamped { now: Timestamp::default(), command });
+    let CommandReply::Batches(outcomes) = reply else { panic!("{reply:?}") };
+    assert!(matches!(outcomes[..], [Ok(Err(OpFailed { error: FsError::ArgumentTooLarge, .. }))]), "{outcomes:?}");
+    let work = counted.1.load(Ordering::Relaxed);
+    assert!(work < 2_000, "{work}");
+}
+
+#[test]
+fn that_a_batch_has_named_enough_does_not_tell_what_is_there() {
+    let (mut world, free, confined) = world(Squash::None);
+    let bottoms: Vec<Ino> = (0..36)
+        .map(|number| {
+            let top = world.one(free, Op::LeaseInos { count: 1 });
+            let Ok(OpReply::Inos { start, .. }) = top else { panic!("{top:?}") };
+            let name = format!("top{number}");
+            world.one(free, made(HOME, &name, start, NewInode::Directory, (0o777, 0))).unwrap();
+            chain(&mut world, free, start, DEPTH_MAX - 1).pop().unwrap()
+        })
+        .collect();
+    let touch = |ino| Op::Accessed { ino, at: Timestamp::default() };
+    let scope = Scope { root: HOME, session: confined };
+    let outcome = |last| {
+        let ops: Vec<Op> = bottoms.iter().copied().chain([last]).map(touch).collect();
+        let mut borders = Borders::new(&world.kv, scope, ops.len());
+        ops.into_iter().enumerate().find_map(|(index, mut op)| borders.check(&mut op).err().map(|error| (index, error)))
+    };
+    let told = outcome(OUTSIDE);
+    assert!(matches!(told, Some((_, FsError::ArgumentTooLarge))), "{told:?}");
+    assert_eq!(told, outcome(Ino(777)));
+}
+
+#[test]
+fn locks_deep_in_a_subtree_hold_however_a_file_is_linked() {
+    let (mut world, free, confined) = world(Squash::None);
+    let dirs = chain(&mut world, free, BELOW, DEPTH_MAX - 1);
+    let deepest = dirs[DEPTH_MAX - 1];
+    let file = Ino(2020);
+    world.one(free, made(deepest, "f", file, NewInode::Regular, (0o666, 0))).unwrap();
+    world.one(confined, Op::SetLock { ino: file, lock: lock() }).unwrap();
+    assert_eq!(world.one(free, Op::SetLock { ino: file, lock: lock() }), Err(FsError::WouldBlock));
+    // The last link is on record, and the walk from there ends before it comes to the root.
+    let further = chain(&mut world, free, deepest, 9).pop().unwrap();
+    world.one(free, Op::Link { ino: INSIDE, parent: further, name: b"deep".to_vec() }).unwrap();
+    world.one(confined, Op::SetLock { ino: INSIDE, lock: lock() }).unwrap();
+    assert_eq!(world.one(free, Op::SetLock { ino: INSIDE, lock: lock() }), Err(FsError::WouldBlock));
+}
+
+#[test]
+fn the_ways_of_a_squashed_client_of_the_whole_tree_are_known_to_the_leader() {
+    let (mut world, _, _) = world(Squash::None);
+    let whole = Confined { subtree: None, root: Ino::ROOT, squash: Squash::All { uid: OTHER, gid: OTHER } };
+    let squashed = world.session_of("squashed", Some(whole));
+    let mut borders = Borders::new(&world.kv, Scope { root: Ino::ROOT, session: squashed }, 1);
+    borders.check(&mut Op::Unlink { parent: BELOW, name: b"inside".to_vec(), released: None }).unwrap();
+    assert_eq!(borders.above(), [Ino::ROOT, HOME]);
+}
+
+#[test]
 fn a_user_does_not_learn_from_expectations_which_names_a_closed_directory_has() {
     let (mut world, _, confined) = private();
     for name in ["f", "absent"] {
