@@ -14,6 +14,9 @@ use wire::limits::GC_GRACE_MIN_MS;
 use wire::settings;
 use wire::tls::{Identity, Role};
 
+/// File with the renewed identity of a node, in its data directory.
+pub const IDENTITY_FILE: &str = "identity.pem";
+
 /// The configuration file. Unknown keys are refused: a misspelt option must not be an ignored one.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -120,7 +123,10 @@ impl ConfigFile {
         let issuer = match &self.issuer {
             Some(path) => {
                 let issuer = IssuerKey::load(path)?;
-                issuer.check(path, &identity)?;
+                // What was renewed knows of a new CA.
+                let renewed = Identity::load(&self.data_dir.join(IDENTITY_FILE));
+                let known = renewed.map_or_else(|_| identity.clone(), |renewed| identity.clone().or_later(renewed));
+                issuer.check(path, &known)?;
                 Some(Arc::new(issuer))
             }
             None => None,

@@ -48,6 +48,7 @@ pub mod settings;
 pub(crate) mod subtree;
 pub mod token;
 pub mod token_keys;
+pub mod trust;
 pub mod view;
 mod xattr;
 
@@ -70,6 +71,7 @@ use wire::op::{Batch, BatchReply, Op, OpFailed, OpReply};
 use wire::revoked::Revoked;
 use wire::tls::Subject;
 use wire::token::NewToken;
+use wire::trust::SignedTrust;
 
 /// The content of a Raft entry. Variants are only ever appended: old logs must replay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -150,6 +152,8 @@ pub enum Command {
         /// What.
         change: operator::Change,
     },
+    /// Other CAs are trusted from now on.
+    SetTrust(SignedTrust),
 }
 
 /// A command with the time at which the leader accepted it.
@@ -292,6 +296,11 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
             audit::add(view, record);
             CommandReply::Done
         }
+        Command::SetTrust(step) if trust::add(view, step) => {
+            cert::changed(view);
+            CommandReply::Done
+        }
+        Command::SetTrust(_) => CommandReply::Stale,
         Command::ByOperator { asker, change } => operator::apply(view, stamped, asker, change),
     }
 }

@@ -110,7 +110,10 @@ impl Node {
     async fn start_in(data_dir: files::DataDir, config: Config, endpoint: Endpoint) -> Result<Self, Error> {
         let raft = Arc::new(Raft::start(config.id, &config.data_dir, endpoint.clone(), &config.tuning).await?);
         let shared = Arc::new(Shared::new(config, raft.clone(), endpoint.clone()));
-        // Nobody is served before this node knows whom to refuse.
+        // Nobody is served before this node knows whom to trust and to refuse.
+        if let Some(identity) = revocations::learn_trust(&shared) {
+            revocations::keep(&shared, &identity);
+        }
         revocations::learn(&shared);
         let server = endpoint.serve(Arc::new(Server { shared: shared.clone() }), &Handle::current());
         if !shared.config.initial.is_empty() {

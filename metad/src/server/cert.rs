@@ -205,11 +205,17 @@ impl Shared {
     pub(crate) async fn renew(&self, peer: &PeerIdentity) -> Result<RenewReply, RenewRefusal> {
         let PeerIdentity { subject, certificate, addr, .. } = peer;
         let me = self.config.id;
-        if certificate.is_lasting() {
+        let newest = self.endpoint.identity().trust().newest();
+        let is_to_move = newest.is_some_and(|newest| newest != certificate.authority);
+        if certificate.is_lasting() && !is_to_move {
             return Err(RenewRefusal::Lasting);
         }
         let issuer = self.signing_issuer().filter(|issuer| issuer.roles().contains(&subject.role));
         let issuer = issuer.ok_or(RenewRefusal::NoIssuer(me))?;
+        let moves = is_to_move && newest == Some(issuer.authority());
+        if certificate.is_lasting() && !moves {
+            return Err(RenewRefusal::NoIssuer(me));
+        }
         // A peer that asks without end has one request under way.
         let _turn = self.renewals.take(&certificate.key.to_hex()).ok_or(RenewRefusal::Later)?;
         let Certificate { key, issued, ends, issuer: shown, .. } = certificate;
@@ -220,10 +226,16 @@ impl Shared {
             ends: *ends,
             shown: *shown,
             issuer: issuer.key(),
+            authority: issuer.authority(),
+            moves,
             by: me,
             addr: *addr,
         };
-        let term = self.noted(renewal).await?;
+        let term = self.noted(renewal).await.map_err(|why| match why {
+            // Another metad may have an issuer of the new CA.
+            RenewRefusal::TooEarly if is_to_move => RenewRefusal::NoIssuer(me),
+            why => why,
+        })?;
         match issuer.renew(certificate, subject, &term) {
             Ok(certificate) => Ok(RenewReply::Renewed { certificate, issuer: issuer.cert().to_vec() }),
             Err(error) => {
@@ -314,10 +326,11 @@ impl Shared {
         self.revoke(asker(peer), list, "it was removed".to_owned()).await
     }
 
-    /// Returns with what this metad signs, unless that is revoked.
+    /// Returns with what this metad signs, unless that is revoked, or of a CA that is not trusted any more.
     pub(crate) fn signing_issuer(&self) -> Option<&IssuerKey> {
         let issuer = self.config.issuer.as_deref()?;
-        (!self.endpoint.refusals().refuse_issuer(&issuer.key())).then_some(issuer)
+        let refusals = self.endpoint.refusals();
+        (!refusals.refuse_issuer(&issuer.key()) && !refusals.distrust(&issuer.authority())).then_some(issuer)
     }
 
     /// Records something in the audit, here and in the state. It is not worth failing for.

@@ -10,10 +10,11 @@ use crate::cert::Term;
 use crate::codec::bounded;
 use crate::ids::{BlockHash, BlockdId, Ino, LayoutEpoch, MetadId, SessionId};
 use crate::layout::Layout;
-use crate::limits::{ACKNOWLEDGED_MAX, BLOCK_NAMES_MAX, METADS_MAX};
+use crate::limits::{ACKNOWLEDGED_MAX, BLOCK_NAMES_MAX, METADS_MAX, TRUST_STEPS_MAX};
 use crate::op::{Batch, BatchReply, Read, ReadReply};
 use crate::revoked::{ListMark, Revocations};
 use crate::subject::Squash;
+use crate::trust::SignedTrust;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -130,6 +131,11 @@ pub enum MetaRequest {
     Renew,
     /// A metad is about to sign a renewal. Role metad. Answers `Noted`.
     NoteRenewal(Renewal),
+    /// Are other CAs to be trusted than those of this version? Any role. Any metad answers `Trust`.
+    Trust {
+        /// The version that the sender has.
+        version: u64,
+    },
 }
 
 /// The kind of a request, with which its head begins. In the order of [`MetaRequest`].
@@ -153,6 +159,7 @@ pub enum MetaRequestKind {
     Backup,
     Renew,
     NoteRenewal,
+    Trust,
 }
 
 impl MetaRequest {
@@ -177,6 +184,7 @@ impl MetaRequest {
             Self::Backup => MetaRequestKind::Backup,
             Self::Renew => MetaRequestKind::Renew,
             Self::NoteRenewal(_) => MetaRequestKind::NoteRenewal,
+            Self::Trust { .. } => MetaRequestKind::Trust,
         }
     }
 }
@@ -347,6 +355,12 @@ pub enum MetaReply {
     Renewal(RenewReply),
     /// For how long a renewed certificate is valid, or why there is none.
     Noted(Result<Term, RenewRefusal>),
+    /// How the CAs that are trusted have come to be, in order, as operators have signed it; nothing if the sender knows all.
+    Trust {
+        /// The steps.
+        #[serde(deserialize_with = "bounded::<_, _, TRUST_STEPS_MAX>")]
+        steps: Vec<SignedTrust>,
+    },
 }
 
 impl MetaReply {
@@ -369,6 +383,7 @@ impl MetaReply {
             Self::Raft => "Raft",
             Self::Renewal(_) => "Renewal",
             Self::Noted(_) => "Noted",
+            Self::Trust { .. } => "Trust",
         }
     }
 }
@@ -427,6 +442,7 @@ mod tests {
             MetaRequest::Referenced { epoch: LayoutEpoch(1), from: BlockHash([0; 32]), last: BlockHash([1; 32]) },
             MetaRequest::Backup,
             MetaRequest::Renew,
+            MetaRequest::Trust { version: 1 },
         ] {
             assert_eq!(codec::decode_start::<MetaRequestKind>(&codec::encode(&request)).unwrap(), request.kind());
         }

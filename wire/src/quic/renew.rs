@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error as ThisError;
+use tokio::time::Instant;
 
 /// How long one metad may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,7 +25,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 const RENEW_AT: f64 = 0.5;
 /// Nodes that have enrolled together renew at different times: up to so much of a life earlier.
 const SPREAD: f64 = 0.1;
-/// Longest pause between looks at the clock: it may be set, and machines sleep.
+/// Longest pause between looks at the clock: it may be set, and machines sleep. Whether there is another CA is asked as often.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// First pause between attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -132,6 +133,38 @@ pub async fn renew(endpoint: &Endpoint, metads: &[SocketAddr]) -> Result<Identit
     Err(told)
 }
 
+/// Asks these metads, and those that this endpoint knows of, whether other CAs are to be trusted, and trusts them. Returns
+/// this node's identity if it has changed: it is to be kept.
+async fn follow_trust(endpoint: &Endpoint, metads: &[SocketAddr]) -> Option<Identity> {
+    let request = MetaRequest::Trust { version: endpoint.identity().trust().version };
+    for addr in Ways::of(endpoint, metads).0 {
+        let metad = endpoint.peer(addr, Role::Metad);
+        match metad.request::<_, MetaReply>(&request, &[], ASK_TIMEOUT).await {
+            Ok((MetaReply::Trust { steps }, _)) => match endpoint.trust_signed(&steps) {
+                Ok(None) if !steps.is_empty() => {}
+                Ok(changed) => return changed,
+                Err(error) => tracing::warn!(%error, "other CAs are to be trusted, and cannot be"),
+            },
+            Ok((other, _)) => tracing::debug!(%addr, reply = other.kind_name(), "no answer about the CAs"),
+            Err(error) => tracing::debug!(%addr, %error, "no answer about the CAs"),
+        }
+    }
+    None
+}
+
+/// As [`follow_trust`] if it is time, and keeps what has changed. Returns whether anything has.
+async fn follow<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>, followed: &mut Instant, is_hinted: bool) -> bool {
+    if !is_hinted && followed.elapsed() < LOOK_EVERY {
+        return false;
+    }
+    *followed = Instant::now();
+    let Some(identity) = follow_trust(endpoint, &node.metads()).await else { return false };
+    let trust = identity.trust();
+    tracing::info!(version = trust.version, authorities = ?trust.ids(), "other CAs are trusted");
+    keep(node, &identity).await;
+    true
+}
+
 /// How much an error says.
 fn rank(error: &RenewError) -> u8 {
     match error {
@@ -159,12 +192,12 @@ pub trait Renewing: Send + Sync + 'static {
     fn keep(&self, identity: &Identity) -> Result<(), Error>;
 }
 
-/// Returns whether it is time to renew.
+/// Returns whether it is time to renew, or to get a certificate of another CA.
 #[must_use]
 pub fn is_due(identity: &Identity, now: Timestamp) -> bool {
     let certificate = identity.certificate();
     let early = SPREAD * f64::from(certificate.key.0[0]) / 256.0;
-    !certificate.is_lasting() && identity.life_left(now) < RENEW_AT + early
+    identity.is_to_move() || (!certificate.is_lasting() && identity.life_left(now) < RENEW_AT + early)
 }
 
 /// Takes a renewed identity into use, if it ends later than the one that is in use, and a metad lets it in. Writes it first,
@@ -174,7 +207,7 @@ pub fn is_due(identity: &Identity, now: Timestamp) -> bool {
 /// [`RenewError::NotLater`] and [`RenewError::NotAccepted`], with nothing changed.
 pub async fn adopt<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>, identity: Identity) -> Result<(), RenewError> {
     let own = endpoint.identity();
-    if identity.certificate().ends <= own.certificate().ends {
+    if !identity.supersedes(&own) {
         return Err(RenewError::NotLater);
     }
     if let Err(error) = try_identity(endpoint, &identity, &Ways::of(endpoint, &node.metads()).0).await {
@@ -184,14 +217,7 @@ pub async fn adopt<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>, identity: Id
             return Err(RenewError::NotAccepted(error));
         }
     }
-    let (keeper, kept) = (node.clone(), identity.clone());
-    match tokio::task::spawn_blocking(move || keeper.keep(&kept)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "the renewed certificate is lost when this program ends; make it writable")
-        }
-        Err(error) => tracing::warn!(%error, "the renewed certificate was not written"),
-    }
+    keep(node, &identity).await;
     endpoint.set_identity(&identity)?;
     tracing::info!(
         name = identity.subject().name,
@@ -201,24 +227,35 @@ pub async fn adopt<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>, identity: Id
     Ok(())
 }
 
-/// Renews the endpoint's certificate whenever it is time, or a peer says that it has ended, until cancelled. Returns only
-/// if the certificate lasts.
+/// Writes an identity.
+async fn keep<R: Renewing>(node: &Arc<R>, identity: &Identity) {
+    let (keeper, kept) = (node.clone(), identity.clone());
+    match tokio::task::spawn_blocking(move || keeper.keep(&kept)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the renewed certificate is lost when this program ends; make it writable")
+        }
+        Err(error) => tracing::warn!(%error, "the renewed certificate was not written"),
+    }
+}
+
+/// Renews the endpoint's certificate whenever it is time, or a peer says that it has ended, and follows changes of the CA,
+/// until cancelled.
 pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
-    let (mut backoff, mut warned) = (None, false);
+    let (mut backoff, mut warned, mut followed) = (None, false, Instant::now());
     loop {
         let identity = endpoint.identity();
         let certificate = identity.certificate();
-        if certificate.is_lasting() {
-            return;
-        }
         let life = u64::try_from(certificate.ends.nanos_since(certificate.issued)).unwrap_or(0);
         let look_every = (Duration::from_nanos(life) / 50).clamp(FIRST_PAUSE, LOOK_EVERY);
         // Something was tried already if there is a backoff.
-        while backoff.is_none() && !is_due(&identity, Timestamp::now()) {
-            tokio::select! {
-                () = tokio::time::sleep(look_every) => {}
+        while backoff.is_none() && !is_due(&endpoint.identity(), Timestamp::now()) {
+            let is_hinted = tokio::select! {
+                () = tokio::time::sleep(look_every) => false,
+                () = endpoint.trust_hinted() => true,
                 () = endpoint.told_ended() => break,
-            }
+            };
+            follow(&endpoint, &node, &mut followed, is_hinted).await;
         }
         let renewed = match node.renew().await {
             Ok(renewed) => adopt(&endpoint, &node, renewed).await,
@@ -248,6 +285,10 @@ pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
                 }
                 let pause = backoff.get_or_insert_with(|| Backoff::new(FIRST_PAUSE, look_every)).delay();
                 tokio::time::sleep(pause).await;
+                // It may not have to move any more.
+                if follow(&endpoint, &node, &mut followed, false).await {
+                    backoff = None;
+                }
             }
         }
     }

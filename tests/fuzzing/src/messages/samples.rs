@@ -277,6 +277,7 @@ pub fn meta() -> Samples {
         certificate: vec![0x30; 40],
         issuer: vec![0x30; 30],
         metads: vec![addr(7101)],
+        steps: vec![certs::step()],
     };
     vec![
         coded("enroll", enroll),
@@ -294,6 +295,8 @@ pub fn meta() -> Samples {
         coded("alive", alive),
         coded("read", read),
         coded("renew", MetaRequest::Renew),
+        coded("trust", MetaRequest::Trust { version: 1 }),
+        coded("trusted", MetaReply::Trust { steps: vec![certs::step()] }),
         coded("note-renewal", MetaRequest::NoteRenewal(certs::renewal())),
         coded("not-renewed", MetaReply::Renewal(RenewReply::Refused(RenewRefusal::Unknown))),
         coded("blockd-alive", MetaReply::BlockdAlive { layout: Some(layout()), revoked: Some(certs::revocations()) }),
@@ -400,6 +403,8 @@ pub fn admin() -> Samples {
         coded("tokens", AdminReply::Tokens(vec![listed])),
         coded("revoke-cert", certs::revoke()),
         coded("audit", AdminReply::Audit(certs::audit())),
+        coded("set-trust", AdminRequest::SetTrust { step: certs::step(), force: false }),
+        coded("rotation", AdminReply::Rotation(Box::new(certs::rotation()))),
         ("token", token.to_text().into_bytes()),
     ]
 }

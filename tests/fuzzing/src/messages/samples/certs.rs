@@ -1,12 +1,16 @@
 //! What messages about certificates have in them.
 
 use super::{AT, addr};
-use wire::cert::KeyId;
-use wire::ids::MetadId;
+use wire::cert::{AuthorityId, KeyId};
+use wire::codec;
+use wire::ids::{ClusterId, MetadId};
 use wire::message::admin::AdminRequest;
-use wire::message::cert::{AuditEvent, AuditRecord, AuditRecords, CertTarget, Renewal};
+use wire::message::cert::{
+    AuditEvent, AuditRecord, AuditRecords, CertTarget, Renewal, RotationStatus, Unmoved, UnmovedKind,
+};
 use wire::revoked::{Revocations, Revoked};
 use wire::tls::{Role, Subject};
+use wire::trust::{SignedTrust, Trust};
 
 pub fn renewal() -> Renewal {
     Renewal {
@@ -16,6 +20,8 @@ pub fn renewal() -> Renewal {
         ends: AT,
         shown: Some(KeyId([3; 32])),
         issuer: KeyId([2; 32]),
+        authority: AuthorityId([4; 16]),
+        moves: true,
         by: MetadId(1),
         addr: addr(7001),
     }
@@ -24,6 +30,24 @@ pub fn renewal() -> Renewal {
 pub fn revocations() -> Revocations {
     let name = Revoked::Name { role: Role::Client, name: "laptop".to_owned(), until: AT };
     Revocations { version: 3, list: vec![name, Revoked::Key(KeyId([1; 32])), Revoked::Issuer(KeyId([2; 32]))] }
+}
+
+fn trust() -> Trust {
+    Trust { version: 1, authorities: vec![vec![0x30; 40], vec![0x31; 40]], ..Trust::original(ClusterId([7; 16])) }
+}
+
+/// A step with a signature that is none: real ones are different each time.
+pub fn step() -> SignedTrust {
+    let signatures = vec![(vec![0x30_u8; 40], 0x0403_u16, vec![0x30_u8; 70])];
+    let coded = codec::encode(&(codec::encode(&trust()), signatures));
+    codec::decode(&coded).expect("it has the form of one")
+}
+
+pub fn rotation() -> RotationStatus {
+    let subject = Subject::new(Role::Client, "laptop");
+    let unmoved = vec![Unmoved { subject, what: UnmovedKind::Session, addr: Some(addr(7001)), is_away: true }];
+    let issuer = Some(AuthorityId([4; 16]));
+    RotationStatus { trust: trust(), issuer, leader: MetadId(1), unmoved, left_out: 3 }
 }
 
 pub fn revoke() -> AdminRequest {
