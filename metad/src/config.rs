@@ -80,8 +80,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The identity of this node.
     pub identity: Identity,
-    /// With what it signs certificates of newcomers.
+    /// With what it signs certificates of newcomers, and renewals.
     pub issuer: Option<Arc<IssuerKey>>,
+    /// Where that is. Operators may put another one there while the node runs.
+    pub issuer_file: Option<PathBuf>,
     /// Nodes that found the cluster; empty for a node that joins later.
     pub initial: BTreeMap<MetadId, SocketAddr>,
     /// Replicas of each block.
@@ -174,6 +176,7 @@ impl ConfigFile {
             data_dir: self.data_dir,
             identity,
             issuer,
+            issuer_file: self.issuer,
             initial,
             replicas: self.replicas,
             min_sync,

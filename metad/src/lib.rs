@@ -16,6 +16,7 @@ pub mod fs;
 mod in_place;
 pub mod lease;
 mod own_identity;
+mod own_issuer;
 pub mod raft;
 pub mod recovery;
 mod refused;
@@ -128,6 +129,7 @@ impl Node {
         tasks.spawn(revocations::run(shared.clone()));
         tasks.spawn(revocations::end_sessions(shared.clone()));
         tasks.spawn(keep_renewed(endpoint.clone(), Arc::new(OwnIdentity::new(shared.clone()))));
+        tasks.spawn(own_issuer::watch(shared.clone()));
         tasks.spawn(end_with_consensus(shared.clone()));
         Ok(Self { shared, server, tasks, _data_dir: data_dir })
     }

@@ -163,7 +163,7 @@ fn needed_role(request: MetaRequestKind) -> Option<Role> {
             Some(Role::Blockd)
         }
         MetaRequestKind::Admin | MetaRequestKind::Backup => Some(Role::Admin),
-        MetaRequestKind::Raft | MetaRequestKind::NoteRenewal => Some(Role::Metad),
+        MetaRequestKind::Raft | MetaRequestKind::NoteRenewal | MetaRequestKind::Issuer => Some(Role::Metad),
         MetaRequestKind::GetLayout | MetaRequestKind::WhoLeads | MetaRequestKind::Renew | MetaRequestKind::Trust => {
             None
         }
@@ -207,6 +207,7 @@ impl Server {
             MetaRequest::WhoLeads => Ok(self.not_leader(self.shared.consensus.leader().await)),
             MetaRequest::NoteRenewal(renewal) => self.note_renewal(renewal).await,
             MetaRequest::Trust { version } => Ok(self.trust_steps(version)),
+            MetaRequest::Issuer => Ok(MetaReply::Issuer(self.shared.signing_issuer().map(|issuer| issuer.authority()))),
             // Handled before.
             MetaRequest::Raft { .. } | MetaRequest::Events { .. } | MetaRequest::Backup | MetaRequest::Renew => {
                 Ok(MetaReply::Failed(FsError::NotSupported))

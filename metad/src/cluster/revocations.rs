@@ -37,7 +37,7 @@ pub fn learn(shared: &Shared) -> Option<u64> {
     let is_newer = shared.endpoint.revoke(&revocations);
     if is_newer {
         tracing::info!(version, count, "the list of what is revoked has changed");
-        if shared.config.issuer.is_some() && shared.signing_issuer().is_none() {
+        if shared.issuer.get().is_some() && shared.signing_issuer().is_none() {
             tracing::warn!(
                 "the issuer of this metad is revoked, so it signs nothing: make another one with `surf cluster issuer`"
             );
@@ -58,10 +58,10 @@ pub fn learn_trust(shared: &Shared) -> Option<Identity> {
     match shared.endpoint.trust(&trust) {
         Ok(identity) => {
             tracing::info!(version = trust.version, authorities = ?trust.ids(), "other CAs are trusted");
-            if shared.config.issuer.is_some() && shared.signing_issuer().is_none() {
+            if shared.issuer.get().is_some() && shared.signing_issuer().is_none() {
                 tracing::warn!(
                     "the issuer of this metad is of a CA that is not trusted any more, so it signs nothing: make another one \
-                     with `surf cluster issuer`"
+                     with `surf cluster issuer`, and put it in its place"
                 );
             }
             identity

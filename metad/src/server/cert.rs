@@ -7,6 +7,7 @@ use crate::fs::cert::{self, Asker, FOR_EVER, Outcome, Revoking};
 use crate::fs::{Command, CommandReply, session, settings};
 use crate::refused::log;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 use wire::attr::Timestamp;
 use wire::cert::{Certificate, KeyId, Term};
@@ -59,7 +60,7 @@ impl Server {
         let CertTarget { text, role, issuer } = target;
         let is_role = |info: &&IssuedInfo| role.is_none_or(|role| role == info.subject.role);
         if *issuer {
-            let (me, own) = (self.shared.config.id, self.shared.config.issuer.as_ref().map(|issuer| issuer.key()));
+            let (me, own) = (self.shared.config.id, self.shared.issuer.get().map(|issuer| issuer.key()));
             return Ok(issuers(known, text, (me, own))?.into_iter().map(Revoked::Issuer).collect());
         }
         let named: Vec<&IssuedInfo> =
@@ -144,7 +145,7 @@ impl Server {
         let is_of_name =
             |info: &IssuedInfo| info.subject.name == *text && role.is_none_or(|it| it == info.subject.role);
         let keys: Vec<KeyId> = known.issued.iter().filter(|info| is_of_name(info)).map(|info| info.key).collect();
-        let (me, own) = (self.shared.config.id, self.shared.config.issuer.as_ref().map(|issuer| issuer.key()));
+        let (me, own) = (self.shared.config.id, self.shared.issuer.get().map(|issuer| issuer.key()));
         let meant = issuers(&known, text, (me, own)).unwrap_or_default();
         let is_meant = |revoked: &Revoked| match revoked {
             Revoked::Name { role: of, name, .. } => !issuer && name == text && role.is_none_or(|role| role == *of),
@@ -327,10 +328,11 @@ impl Shared {
     }
 
     /// Returns with what this metad signs, unless that is revoked, or of a CA that is not trusted any more.
-    pub(crate) fn signing_issuer(&self) -> Option<&IssuerKey> {
-        let issuer = self.config.issuer.as_deref()?;
+    pub(crate) fn signing_issuer(&self) -> Option<Arc<IssuerKey>> {
         let refusals = self.endpoint.refusals();
-        (!refusals.refuse_issuer(&issuer.key()) && !refusals.distrust(&issuer.authority())).then_some(issuer)
+        let may_sign =
+            |issuer: &Arc<IssuerKey>| !refusals.refuse_issuer(&issuer.key()) && !refusals.distrust(&issuer.authority());
+        self.issuer.get().filter(may_sign)
     }
 
     /// Records something in the audit, here and in the state. It is not worth failing for.

@@ -163,7 +163,7 @@ impl Server {
                 }
             }
         };
-        Ok(self.signed(addr, issuer, &signing, (&subject, &term)))
+        Ok(self.signed(addr, &issuer, &signing, (&subject, &term)))
     }
 
     fn signed(

@@ -3,6 +3,7 @@
 use super::Server;
 use super::cert::asker;
 use crate::Shared;
+use crate::consensus::Member;
 use crate::error::ProposeError;
 use crate::fs::operator::Change;
 use crate::fs::{CommandReply, cert, session, settings, trust};
@@ -13,10 +14,11 @@ use std::time::Duration;
 use wire::attr::Timestamp;
 use wire::cert::{AuthorityId, Certificate, KeyId};
 use wire::codec;
-use wire::limits::{TRUST_STEP_BYTES_MAX, UNMOVED_MAX};
+use wire::ids::MetadId;
+use wire::limits::{METADS_MAX, TRUST_STEP_BYTES_MAX, UNMOVED_MAX};
 use wire::message::admin::AdminReply;
-use wire::message::cert::{AuditEvent, IssuedInfo, RotationStatus, Unmoved, UnmovedKind};
-use wire::message::meta::MetaReply;
+use wire::message::cert::{AuditEvent, IssuedInfo, MetadIssuer, RotationStatus, Unmoved, UnmovedKind};
+use wire::message::meta::{MetaReply, MetaRequest};
 use wire::tls::{PeerIdentity, Role, Subject};
 use wire::trust::{SignedTrust, Trust};
 
@@ -99,11 +101,16 @@ impl Server {
     async fn check_moved(&self, force: bool) -> Result<(), String> {
         let status = self.rotation_status().await;
         let newest = status.trust.newest();
-        if status.issuer.is_some() && status.issuer != newest {
+        let signs_below_another =
+            |issuer: &MetadIssuer| matches!(issuer, MetadIssuer::Of(authority) if Some(*authority) != newest);
+        let behind = status.issuers.iter().filter(|(_, issuer)| signs_below_another(issuer));
+        let behind: Vec<String> = behind.map(|(id, _)| format!("metad-{id}")).collect();
+        if !behind.is_empty() {
+            // It would sign nothing any more.
             return Err(format!(
-                "metad-{}, which leads, has an issuer of the older CA: give each metad one of the new CA, made by `surf \
-                 cluster issuer`, and start it again",
-                status.leader
+                "these metads have an issuer of the older CA: {}; make one of the new CA for each by `surf cluster issuer`, \
+                 and put it in the place of the older one",
+                behind.join(", ")
             ));
         }
         let may_go = |one: &&Unmoved| force && one.what != UnmovedKind::Metad;
@@ -125,14 +132,16 @@ impl Server {
     /// Returns how far a change of the CA has come.
     pub(super) async fn rotation_status(&self) -> RotationStatus {
         let trust = self.shared.trusted();
-        let mut unmoved = match trust.newest().filter(|_| trust.is_rotating()) {
-            Some(newest) => self.shared.unmoved(newest).await,
-            None => Vec::new(),
+        let unmoved = async {
+            match trust.newest().filter(|_| trust.is_rotating()) {
+                Some(newest) => self.shared.unmoved(newest).await,
+                None => Vec::new(),
+            }
         };
+        let (mut unmoved, issuers) = tokio::join!(unmoved, self.shared.issuers());
         let left_out = unmoved.len().saturating_sub(UNMOVED_MAX) as u64;
         unmoved.truncate(UNMOVED_MAX);
-        let issuer = self.shared.signing_issuer().map(|issuer| issuer.authority());
-        RotationStatus { trust, issuer, leader: self.shared.config.id, unmoved, left_out }
+        RotationStatus { trust, leader: self.shared.config.id, issuers, unmoved, left_out }
     }
 }
 
@@ -183,6 +192,23 @@ impl Shared {
         let own = self.endpoint.identity();
         let known = trust::trust(&**self.consensus.state()).unwrap_or_else(|| Trust::original(own.cluster_id()));
         if own.is_below_one_of(&known) { known } else { Trust { authorities: own.authorities(), ..known } }
+    }
+
+    /// Returns what each metad signs with.
+    async fn issuers(&self) -> Vec<(MetadId, MetadIssuer)> {
+        let of = |authority: Option<AuthorityId>| authority.map_or(MetadIssuer::None, MetadIssuer::Of);
+        let ask = |member: Member| async move {
+            if member.id == self.config.id {
+                return (member.id, of(self.signing_issuer().map(|issuer| issuer.authority())));
+            }
+            let metad = self.endpoint.peer(member.addr, Role::Metad);
+            let asked = metad.request::<_, MetaReply>(&MetaRequest::Issuer, &[], MEET_LIMIT).await;
+            match asked {
+                Ok((MetaReply::Issuer(authority), _)) => (member.id, of(authority)),
+                _ => (member.id, MetadIssuer::Unknown),
+            }
+        };
+        join_all(self.consensus.members().into_iter().take(METADS_MAX).map(ask)).await
     }
 
     /// Returns who shows no certificate of this CA.

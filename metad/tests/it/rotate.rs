@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use wire::Error;
+use wire::cert::AuthorityId;
 use wire::ids::{LayoutEpoch, MetadId};
 use wire::issuer::{IssuerKey, NewKey};
 use wire::message::admin::{AdminReply, AdminRequest};
-use wire::message::cert::{RenewRefusal, RotationStatus, UnmovedKind};
+use wire::message::cert::{MetadIssuer, RenewRefusal, RotationStatus, UnmovedKind};
 use wire::message::meta::{MetaReply, MetaRequest};
 use wire::quic::Endpoint;
 use wire::quic::enroll::{EnrollError, enroll};
@@ -68,6 +69,7 @@ impl Changing {
             let mut config = config(&self.cluster.ca, self.cluster.dir.path(), id, addr, &self.initial);
             config.identity = self.identities[&id].clone();
             config.issuer = Some(self.issuers[&id].clone());
+            config.issuer_file = Some(self.issuer_file(id));
             match Node::start(config).await {
                 Ok(node) => break node,
                 // The socket or the files of the node that was just stopped are still held.
@@ -91,12 +93,43 @@ impl Changing {
         self.start_node(lost).await;
     }
 
-    /// Gives each metad an issuer of the new CA, as operators do.
+    fn issuer_file(&self, id: u64) -> PathBuf {
+        self.cluster.dir.path().join(format!("issuer-{id}.pem"))
+    }
+
+    fn ids(&self) -> Vec<u64> {
+        self.initial.keys().map(|id| id.0).collect()
+    }
+
+    /// Gives each metad an issuer of the new CA, and starts it again.
     async fn give_issuers(&mut self) {
-        for id in self.initial.keys().map(|id| id.0).collect::<Vec<_>>() {
+        for id in self.ids() {
             self.issuers.insert(id, issuer(&self.new));
             self.restart(id).await;
         }
+    }
+
+    /// Gives each metad an issuer of the new CA while it runs, as operators do.
+    async fn put_issuers(&mut self) {
+        for id in self.ids() {
+            let issuer = issuer(&self.new);
+            issuer.save(&self.issuer_file(id)).unwrap();
+            self.issuers.insert(id, issuer);
+        }
+        let newest = self.new_id();
+        let started = Instant::now();
+        loop {
+            let issuers = self.status(1).await.issuers;
+            if issuers.len() == self.initial.len() && issuers.iter().all(|(_, it)| *it == MetadIssuer::Of(newest)) {
+                return;
+            }
+            assert!(started.elapsed() < LIMIT, "{issuers:?}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    fn new_id(&self) -> AuthorityId {
+        AuthorityId::of_ca(&self.new.cert().unwrap()).unwrap()
     }
 
     fn trust(&self, version: u64, of: &[&ClusterCa]) -> Trust {
@@ -280,13 +313,24 @@ async fn a_new_ca_takes_the_place_of_the_old_one_while_a_client_works_and_leader
     changing.lose_leader().await;
     assert!(changing.done(0, changing.begun(), false).await[0].contains("already"));
     let refused = changing.failed(1, changing.finished(), true).await;
+    assert!(refused.contains("issuer of the older CA: metad-1, metad-2, metad-3"), "{refused}");
+    // One that does not lead holds the finish up as well.
+    let (leader, newest) = (changing.cluster.leader().await, changing.new_id());
+    issuer(&changing.new).save(&changing.issuer_file(leader)).unwrap();
+    let started = Instant::now();
+    let refused = loop {
+        let refused = changing.failed(1, changing.finished(), true).await;
+        if !refused.contains(&format!("metad-{leader}")) {
+            break refused;
+        }
+        assert!(started.elapsed() < LIMIT, "{refused}");
+    };
     assert!(refused.contains("issuer of the older CA"), "{refused}");
 
-    changing.give_issuers().await;
+    changing.put_issuers().await;
     changing.until_moved(UnmovedKind::Metad).await;
     changing.lose_leader().await;
     changing.until_moved(UnmovedKind::Metad).await;
-    let newest = changing.trust(1, &[&changing.new]).newest().unwrap();
     until_is(&worker, "the client has not moved", |own| own.certificate().authority == newest).await;
     assert_eq!(Identity::load(&worker.file).unwrap().certificate().authority, newest);
     // Whoever has the older CA alone is let in, newcomers too.

@@ -13,8 +13,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 use wire::bundle::Bundle;
 use wire::cert::AuthorityId;
+use wire::ids::MetadId;
 use wire::message::admin::{AdminReply, AdminRequest};
-use wire::message::cert::{RotationStatus, Unmoved, UnmovedKind};
+use wire::message::cert::{MetadIssuer, RotationStatus, Unmoved, UnmovedKind};
 use wire::tls::{ClusterCa, Identity, Role, Subject};
 use wire::trust::{SignedTrust, Trust};
 
@@ -24,7 +25,7 @@ const CA_FILE: &str = "ca.pem";
 const BUNDLE_FILE: &str = "admin.bundle";
 
 /// Put a new CA in the place of the old one, while everybody works. First --new; then a new issuer for each metad, by
-/// `surf cluster issuer`; then --status, until it names nobody; then --finish.
+/// `surf cluster issuer`, put in the place of the old one; then --status, until it names nobody; then --finish.
 #[derive(Args)]
 pub struct Rotate {
     #[command(flatten)]
@@ -135,8 +136,8 @@ impl Rotate {
 
 fn told_new(dir: &Path) -> String {
     format!(
-        "now make an issuer for each metad with {}/{CA_FILE} by `surf cluster issuer`, put it in the place of the old one, and \
-         start the metads again, one after the other; use {}/{BUNDLE_FILE} from then on",
+        "now make an issuer for each metad with {}/{CA_FILE} by `surf cluster issuer`, and put it in the place of the old one: \
+         the metad takes it; use {}/{BUNDLE_FILE} from then on",
         dir.display(),
         dir.display()
     )
@@ -215,34 +216,32 @@ fn word(what: UnmovedKind) -> &'static str {
     }
 }
 
-fn show(status: &RotationStatus, as_json: bool) -> Result<()> {
-    let RotationStatus { trust, issuer, leader, unmoved, left_out } = status;
-    let ids = trust.ids();
-    let shown = |id: &AuthorityId| id.to_string();
-    if as_json {
-        let one = |one: &Unmoved| {
-            json!({
-                "role": one.subject.role.to_string(), "name": one.subject.name, "what": word(one.what),
-                "address": one.addr, "away": one.is_away,
-            })
-        };
-        return output::json(&json!({
-            "version": trust.version, "authorities": ids.iter().map(shown).collect::<Vec<_>>(),
-            "rotating": trust.is_rotating(), "remembered_only": trust.remembered_only, "leader": leader,
-            "issuer": issuer.as_ref().map(shown), "old": unmoved.iter().map(one).collect::<Vec<_>>(),
-            "left_out": left_out,
-        }));
+/// What an issuer is for people, if it is not of the newest CA.
+fn lacking(issuer: &MetadIssuer, newest: &AuthorityId) -> Option<&'static str> {
+    match issuer {
+        MetadIssuer::Of(authority) if authority == newest => None,
+        MetadIssuer::Of(_) => Some("signs with an issuer of the old CA"),
+        MetadIssuer::None => Some("signs with no issuer"),
+        MetadIssuer::Unknown => Some("is not reached"),
     }
+}
+
+fn show(status: &RotationStatus, as_json: bool) -> Result<()> {
+    if as_json {
+        return output::json(&as_value(status));
+    }
+    let RotationStatus { trust, leader: _, issuers, unmoved, left_out } = status;
+    let ids = trust.ids();
     let newest = ids.last().context("metad named no CA")?;
     if !trust.is_rotating() {
         say!("CA {newest} alone is trusted");
         return Ok(());
     }
     say!("CA {} is about to be replaced by CA {newest}", ids[0]);
-    match issuer {
-        Some(of) if of == newest => say!("metad-{leader}, which leads, signs with an issuer of the new CA"),
-        Some(_) => say!("metad-{leader}, which leads, signs with an issuer of the old CA"),
-        None => say!("metad-{leader}, which leads, has no issuer"),
+    let behind = issuers.iter().filter_map(|(id, issuer)| Some((id, lacking(issuer, newest)?)));
+    behind.clone().for_each(|(id, what)| say!("metad-{id} {what}"));
+    if behind.count() == 0 {
+        say!("all metads sign with issuers of the new CA");
     }
     let row = |one: &Unmoved| {
         let addr = one.addr.map_or_else(String::new, |addr| addr.to_string());
@@ -258,4 +257,27 @@ fn show(status: &RotationStatus, as_json: bool) -> Result<()> {
         say!("and {left_out} more");
     }
     Ok(())
+}
+
+fn as_value(status: &RotationStatus) -> serde_json::Value {
+    let RotationStatus { trust, leader, issuers, unmoved, left_out } = status;
+    let one = |one: &Unmoved| {
+        json!({
+            "role": one.subject.role.to_string(), "name": one.subject.name, "what": word(one.what),
+            "address": one.addr, "away": one.is_away,
+        })
+    };
+    let issuer = |(id, issuer): &(MetadId, MetadIssuer)| {
+        let authority = match issuer {
+            MetadIssuer::Of(authority) => Some(authority.to_string()),
+            MetadIssuer::None | MetadIssuer::Unknown => None,
+        };
+        json!({ "metad": id, "authority": authority, "away": *issuer == MetadIssuer::Unknown })
+    };
+    json!({
+        "version": trust.version, "authorities": trust.ids().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "rotating": trust.is_rotating(), "remembered_only": trust.remembered_only, "leader": leader,
+        "issuers": issuers.iter().map(issuer).collect::<Vec<_>>(),
+        "old": unmoved.iter().map(one).collect::<Vec<_>>(), "left_out": left_out,
+    })
 }

@@ -4,7 +4,7 @@ use crate::attr::Timestamp;
 use crate::cert::{AuthorityId, KeyId, Term};
 use crate::codec::{self, bounded};
 use crate::ids::MetadId;
-use crate::limits::{AUDIT_MAX, ISSUED_MAX, ISSUERS_MAX, REVOKED_MAX, UNMOVED_MAX};
+use crate::limits::{AUDIT_MAX, ISSUED_MAX, ISSUERS_MAX, METADS_MAX, REVOKED_MAX, UNMOVED_MAX};
 use crate::revoked::Revoked;
 use crate::tls::{Role, Subject};
 use crate::trust::Trust;
@@ -111,15 +111,27 @@ pub enum UnmovedKind {
     Issued,
 }
 
+/// What a metad signs with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum MetadIssuer {
+    /// An issuer below this CA.
+    Of(AuthorityId),
+    /// It has no issuer, or one that is refused.
+    None,
+    /// It was not reached.
+    Unknown,
+}
+
 /// How far a change of the CA has come.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RotationStatus {
     /// The CAs that are trusted.
     pub trust: Trust,
-    /// The CA of the issuer of the metad that leads, if it has one that it uses.
-    pub issuer: Option<AuthorityId>,
     /// The metad that leads.
     pub leader: MetadId,
+    /// What each metad signs with, by their numbers.
+    #[serde(deserialize_with = "bounded::<_, _, METADS_MAX>")]
+    pub issuers: Vec<(MetadId, MetadIssuer)>,
     /// Who shows no certificate of the newest CA yet: the first [`UNMOVED_MAX`].
     #[serde(deserialize_with = "bounded::<_, _, UNMOVED_MAX>")]
     pub unmoved: Vec<Unmoved>,

@@ -6,7 +6,7 @@ use super::cert::{RenewRefusal, RenewReply, Renewal};
 use crate::FsError;
 use crate::attr::{InodeAttr, Timestamp};
 use crate::caller::Caller;
-use crate::cert::Term;
+use crate::cert::{AuthorityId, Term};
 use crate::codec::bounded;
 use crate::ids::{BlockHash, BlockdId, Ino, LayoutEpoch, MetadId, SessionId};
 use crate::layout::Layout;
@@ -136,6 +136,8 @@ pub enum MetaRequest {
         /// The version that the sender has.
         version: u64,
     },
+    /// Below which CA stands what this metad signs with? Role metad. Any metad answers `Issuer`.
+    Issuer,
 }
 
 /// The kind of a request, with which its head begins. In the order of [`MetaRequest`].
@@ -160,6 +162,7 @@ pub enum MetaRequestKind {
     Renew,
     NoteRenewal,
     Trust,
+    Issuer,
 }
 
 impl MetaRequest {
@@ -185,6 +188,7 @@ impl MetaRequest {
             Self::Renew => MetaRequestKind::Renew,
             Self::NoteRenewal(_) => MetaRequestKind::NoteRenewal,
             Self::Trust { .. } => MetaRequestKind::Trust,
+            Self::Issuer => MetaRequestKind::Issuer,
         }
     }
 }
@@ -361,6 +365,8 @@ pub enum MetaReply {
         #[serde(deserialize_with = "bounded::<_, _, TRUST_STEPS_MAX>")]
         steps: Vec<SignedTrust>,
     },
+    /// The CA of what this metad signs with; `None` if it signs nothing.
+    Issuer(Option<AuthorityId>),
 }
 
 impl MetaReply {
@@ -384,6 +390,7 @@ impl MetaReply {
             Self::Renewal(_) => "Renewal",
             Self::Noted(_) => "Noted",
             Self::Trust { .. } => "Trust",
+            Self::Issuer(_) => "Issuer",
         }
     }
 }
@@ -443,6 +450,7 @@ mod tests {
             MetaRequest::Backup,
             MetaRequest::Renew,
             MetaRequest::Trust { version: 1 },
+            MetaRequest::Issuer,
         ] {
             assert_eq!(codec::decode_start::<MetaRequestKind>(&codec::encode(&request)).unwrap(), request.kind());
         }

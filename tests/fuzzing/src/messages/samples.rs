@@ -9,6 +9,7 @@ use wire::FsError;
 use wire::attr::{AttrChange, Creator, FileKind, InodeAttr, TimeChange, Timestamp};
 use wire::backup::{Head, Writer};
 use wire::caller::Caller;
+use wire::cert::AuthorityId;
 use wire::codec::encode;
 use wire::extent::{Extent, ExtentWrite, Source};
 use wire::frame::{ReplyHeader, ReplyKind, RequestHeader};
@@ -297,6 +298,8 @@ pub fn meta() -> Samples {
         coded("renew", MetaRequest::Renew),
         coded("trust", MetaRequest::Trust { version: 1 }),
         coded("trusted", MetaReply::Trust { steps: vec![certs::step()] }),
+        coded("issuer", MetaRequest::Issuer),
+        coded("issuer-of", MetaReply::Issuer(Some(AuthorityId([4; 16])))),
         coded("note-renewal", MetaRequest::NoteRenewal(certs::renewal())),
         coded("not-renewed", MetaReply::Renewal(RenewReply::Refused(RenewRefusal::Unknown))),
         coded("blockd-alive", MetaReply::BlockdAlive { layout: Some(layout()), revoked: Some(certs::revocations()) }),

@@ -6,7 +6,7 @@ use wire::codec;
 use wire::ids::{ClusterId, MetadId};
 use wire::message::admin::AdminRequest;
 use wire::message::cert::{
-    AuditEvent, AuditRecord, AuditRecords, CertTarget, Renewal, RotationStatus, Unmoved, UnmovedKind,
+    AuditEvent, AuditRecord, AuditRecords, CertTarget, MetadIssuer, Renewal, RotationStatus, Unmoved, UnmovedKind,
 };
 use wire::revoked::{Revocations, Revoked};
 use wire::tls::{Role, Subject};
@@ -46,8 +46,12 @@ pub fn step() -> SignedTrust {
 pub fn rotation() -> RotationStatus {
     let subject = Subject::new(Role::Client, "laptop");
     let unmoved = vec![Unmoved { subject, what: UnmovedKind::Session, addr: Some(addr(7001)), is_away: true }];
-    let issuer = Some(AuthorityId([4; 16]));
-    RotationStatus { trust: trust(), issuer, leader: MetadId(1), unmoved, left_out: 3 }
+    let issuers = vec![
+        (MetadId(1), MetadIssuer::Of(AuthorityId([4; 16]))),
+        (MetadId(2), MetadIssuer::None),
+        (MetadId(3), MetadIssuer::Unknown),
+    ];
+    RotationStatus { trust: trust(), leader: MetadId(1), issuers, unmoved, left_out: 3 }
 }
 
 pub fn revoke() -> AdminRequest {
