@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use wire::ids::SessionId;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::message::cert::{AuditEvent, AuditRecord};
+use wire::message::event::MetaEvent;
 use wire::tls::{Identity, Role};
 
 /// Pause between looks whether the list has changed. The node that has proposed a change is told at once.
@@ -87,6 +88,8 @@ pub async fn run(shared: Arc<Shared>) {
     loop {
         let changed = shared.revoked_changed.notified();
         if let Some(identity) = learn_trust(&shared) {
+            // Only sessions of the leader have streams. Block daemons hear of it with the list.
+            shared.events.send_to_others(SessionId::default(), &MetaEvent::TrustChanged);
             let shared = shared.clone();
             if let Err(error) = tokio::task::spawn_blocking(move || keep(&shared, &identity)).await {
                 tracing::warn!(%error, "the identity may not be on disk");

@@ -13,6 +13,8 @@ use crate::message::cert::{RenewRefusal, RenewReply};
 use crate::message::meta::{MetaReply, MetaRequest};
 use crate::retry::Backoff;
 use crate::tls::{Identity, Role};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,36 +135,51 @@ pub async fn renew(endpoint: &Endpoint, metads: &[SocketAddr]) -> Result<Identit
     Err(told)
 }
 
-/// Asks these metads, and those that this endpoint knows of, whether other CAs are to be trusted, and trusts them. Returns
-/// this node's identity if it has changed: it is to be kept.
-async fn follow_trust(endpoint: &Endpoint, metads: &[SocketAddr]) -> Option<Identity> {
+/// Asks a metad whether other CAs are to be trusted, and trusts them. Returns none if it has not answered, otherwise this
+/// node's identity if it has changed.
+async fn ask_trust(endpoint: &Endpoint, addr: SocketAddr) -> Option<Option<Identity>> {
     let request = MetaRequest::Trust { version: endpoint.identity().trust().version };
-    for addr in Ways::of(endpoint, metads).0 {
-        let metad = endpoint.peer(addr, Role::Metad);
-        match metad.request::<_, MetaReply>(&request, &[], ASK_TIMEOUT).await {
-            Ok((MetaReply::Trust { steps }, _)) => match endpoint.trust_signed(&steps) {
-                Ok(None) if !steps.is_empty() => {}
-                Ok(changed) => return changed,
-                Err(error) => tracing::warn!(%error, "other CAs are to be trusted, and cannot be"),
-            },
-            Ok((other, _)) => tracing::debug!(%addr, reply = other.kind_name(), "no answer about the CAs"),
-            Err(error) => tracing::debug!(%addr, %error, "no answer about the CAs"),
+    match endpoint.peer(addr, Role::Metad).request::<_, MetaReply>(&request, &[], ASK_TIMEOUT).await {
+        Ok((MetaReply::Trust { steps }, _)) => match endpoint.trust_signed(&steps) {
+            // None of them was signed by somebody who has a say: another metad may know better.
+            Ok(None) if !steps.is_empty() => None,
+            Ok(changed) => Some(changed),
+            Err(error) => {
+                tracing::warn!(%error, "other CAs are to be trusted, and cannot be");
+                None
+            }
+        },
+        Ok((other, _)) => {
+            tracing::debug!(%addr, reply = other.kind_name(), "no answer about the CAs");
+            None
+        }
+        Err(error) => {
+            tracing::debug!(%addr, %error, "no answer about the CAs");
+            None
+        }
+    }
+}
+
+/// Asks these metads, and those that this endpoint knows of, whether other CAs are to be trusted, and trusts them: one after
+/// the other until one has answered; or all of them if there are said to be others, for one that is behind does not know.
+/// Returns this node's identity if it has changed: it is to be kept.
+async fn follow_trust(endpoint: &Endpoint, metads: &[SocketAddr], is_hinted: bool) -> Option<Identity> {
+    let ways = Ways::of(endpoint, metads).0;
+    if is_hinted {
+        let mut answers: FuturesUnordered<_> = ways.into_iter().map(|addr| ask_trust(endpoint, addr)).collect();
+        while let Some(answer) = answers.next().await {
+            if let Some(Some(changed)) = answer {
+                return Some(changed);
+            }
+        }
+        return None;
+    }
+    for addr in ways {
+        if let Some(changed) = ask_trust(endpoint, addr).await {
+            return changed;
         }
     }
     None
-}
-
-/// As [`follow_trust`] if it is time, and keeps what has changed. Returns whether anything has.
-async fn follow<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>, followed: &mut Instant, is_hinted: bool) -> bool {
-    if !is_hinted && followed.elapsed() < LOOK_EVERY {
-        return false;
-    }
-    *followed = Instant::now();
-    let Some(identity) = follow_trust(endpoint, &node.metads()).await else { return false };
-    let trust = identity.trust();
-    tracing::info!(version = trust.version, authorities = ?trust.ids(), "other CAs are trusted");
-    keep(node, &identity).await;
-    true
 }
 
 /// How much an error says.
@@ -219,6 +236,11 @@ pub async fn adopt<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>, identity: Id
     }
     keep(node, &identity).await;
     endpoint.set_identity(&identity)?;
+    let adopted = endpoint.identity();
+    if adopted.trust() != identity.trust() {
+        // Other CAs were trusted meanwhile.
+        keep(node, &adopted).await;
+    }
     tracing::info!(
         name = identity.subject().name,
         ends = identity.certificate().ends.secs,
@@ -239,10 +261,64 @@ async fn keep<R: Renewing>(node: &Arc<R>, identity: &Identity) {
     }
 }
 
+/// How a pause ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    /// It has passed.
+    Passed,
+    /// A peer says that our certificate has ended.
+    ToldEnded,
+    /// Other CAs are trusted.
+    TrustChanged,
+}
+
+/// Follows changes of the CA during the pauses between renewals.
+struct Follower<'a, R> {
+    endpoint: &'a Endpoint,
+    node: &'a Arc<R>,
+    /// When it was asked last.
+    asked: Instant,
+}
+
+impl<R: Renewing> Follower<'_, R> {
+    /// Waits for so long, or until other CAs are trusted, or, if that matters, until a peer says that our certificate has ended.
+    async fn pause(&mut self, pause: Duration, heeds_end: bool) -> Woken {
+        let until = Instant::now() + pause;
+        loop {
+            let next = self.asked + LOOK_EVERY;
+            let is_hinted = tokio::select! {
+                () = self.endpoint.trust_hinted() => true,
+                () = self.endpoint.told_ended(), if heeds_end => return Woken::ToldEnded,
+                () = tokio::time::sleep_until(until.min(next)) => {
+                    if next > until {
+                        return Woken::Passed;
+                    }
+                    false
+                }
+            };
+            if self.follow(is_hinted).await {
+                return Woken::TrustChanged;
+            }
+        }
+    }
+
+    /// Asks whether there are other CAs, and keeps what has changed. Returns whether anything has.
+    async fn follow(&mut self, is_hinted: bool) -> bool {
+        self.asked = Instant::now();
+        let followed = follow_trust(self.endpoint, &self.node.metads(), is_hinted).await;
+        let Some(identity) = followed else { return false };
+        let trust = identity.trust();
+        tracing::info!(version = trust.version, authorities = ?trust.ids(), "other CAs are trusted");
+        keep(self.node, &identity).await;
+        true
+    }
+}
+
 /// Renews the endpoint's certificate whenever it is time, or a peer says that it has ended, and follows changes of the CA,
 /// until cancelled.
 pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
-    let (mut backoff, mut warned, mut followed) = (None, false, Instant::now());
+    let (mut backoff, mut warned) = (None, false);
+    let mut follower = Follower { endpoint: &endpoint, node: &node, asked: Instant::now() };
     loop {
         let identity = endpoint.identity();
         let certificate = identity.certificate();
@@ -250,12 +326,9 @@ pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
         let look_every = (Duration::from_nanos(life) / 50).clamp(FIRST_PAUSE, LOOK_EVERY);
         // Something was tried already if there is a backoff.
         while backoff.is_none() && !is_due(&endpoint.identity(), Timestamp::now()) {
-            let is_hinted = tokio::select! {
-                () = tokio::time::sleep(look_every) => false,
-                () = endpoint.trust_hinted() => true,
-                () = endpoint.told_ended() => break,
-            };
-            follow(&endpoint, &node, &mut followed, is_hinted).await;
+            if follower.pause(look_every, true).await == Woken::ToldEnded {
+                break;
+            }
         }
         let renewed = match node.renew().await {
             Ok(renewed) => adopt(&endpoint, &node, renewed).await,
@@ -265,14 +338,12 @@ pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
             Ok(()) => {
                 (backoff, warned) = (None, false);
                 // By a clock that is far ahead, the new one is due at once.
-                tokio::time::sleep(look_every).await;
+                follower.pause(look_every, false).await;
             }
             Err(error) if error.is_too_early() => {
                 backoff = None;
-                tokio::time::sleep(look_every).await;
-                tokio::select! {
-                    () = tokio::time::sleep(until_later(&identity, look_every)) => {}
-                    () = endpoint.told_ended() => {}
+                if follower.pause(look_every, false).await == Woken::Passed {
+                    follower.pause(until_later(&identity, look_every), true).await;
                 }
             }
             Err(error) => {
@@ -284,9 +355,8 @@ pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
                     warned = true;
                 }
                 let pause = backoff.get_or_insert_with(|| Backoff::new(FIRST_PAUSE, look_every)).delay();
-                tokio::time::sleep(pause).await;
-                // It may not have to move any more.
-                if follow(&endpoint, &node, &mut followed, false).await {
+                if follower.pause(pause, false).await == Woken::TrustChanged {
+                    // It may not have to move any more.
                     backoff = None;
                 }
             }

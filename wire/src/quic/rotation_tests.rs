@@ -266,3 +266,18 @@ async fn a_node_with_a_lasting_certificate_hears_of_the_new_ca_moves_and_lets_go
     assert!(matches!(ask(&node.endpoint, &server).await, Err(Error::WrongCluster { .. })));
     keeping.abort();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_told_of_other_cas_asks_until_a_metad_knows_them() {
+    let cas = Arc::new(Cas::new());
+    let (behind, _, _behind) = serve(&cas, &metad(&cas.old));
+    let (knows, hands, _serving) = serve(&cas, &metad(&cas.old));
+    *hands.steps.lock() = vec![cas.begun()];
+    let endpoint = Endpoint::bind(any(), &client(&cas.old)).unwrap();
+    let metads = vec![behind.local_addr(), knows.local_addr()];
+    let node = Arc::new(Keeper { endpoint, metads, kept: Mutex::default() });
+    let keeping = tokio::spawn(keep_renewed(node.endpoint.clone(), node.clone()));
+    node.endpoint.hint_trust();
+    until("it trusts both", || node.endpoint.identity().trust().version == 1).await;
+    keeping.abort();
+}

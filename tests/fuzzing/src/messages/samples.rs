@@ -448,6 +448,7 @@ pub fn event() -> Samples {
     vec![
         coded("orphaned", MetaEvent::Orphaned(vec![FILE, DIR])),
         coded("layout", MetaEvent::LayoutChanged(EPOCH)),
+        coded("trust-changed", MetaEvent::TrustChanged),
         coded("attached", MetaEvent::Attached { seq: Some(1) }),
         coded("recall", MetaEvent::Recall { seq: 2, inos: vec![FILE; 5] }),
         coded("share", MetaEvent::Share { seq: u64::MAX, inos: Vec::new() }),
