@@ -26,9 +26,9 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
-pub(super) const ALPN: &[&[u8]] = &[b"surf/12"];
+pub(super) const ALPN: &[&[u8]] = &[b"surf/13"];
 /// The protocol versions for people.
-pub(super) const VERSIONS: &str = "12";
+pub(super) const VERSIONS: &str = "13";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 /// Most memory of payloads that an endpoint pools for reuse.
