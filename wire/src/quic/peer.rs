@@ -298,6 +298,12 @@ impl Peer {
             }
             ConnectionError::ConnectionClosed(close) if is(close.error_code, CERTIFICATE_REVOKED) => revoked(),
             ConnectionError::ConnectionClosed(close) if is(close.error_code, CERTIFICATE_EXPIRED) => Some(self.ended()),
+            // The peer judges our certificate when the handshake has ended here (RFC 8446 §4.4.2).
+            ConnectionError::ConnectionClosed(close)
+                if CERTIFICATE_ALERTS.iter().any(|alert| is(close.error_code, *alert)) =>
+            {
+                Some(Error::WrongCluster { peer: self.shared.addr.to_string() })
+            }
             _ => None,
         }
     }
