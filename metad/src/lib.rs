@@ -129,7 +129,10 @@ impl Node {
         tasks.spawn(revocations::run(shared.clone()));
         tasks.spawn(revocations::end_sessions(shared.clone()));
         tasks.spawn(keep_renewed(endpoint.clone(), Arc::new(OwnIdentity::new(shared.clone()))));
-        tasks.spawn(own_issuer::watch(shared.clone()));
+        // A node that was started without one takes none: it does not listen for newcomers.
+        if let Some(file) = shared.config.issuer_file.clone() {
+            tasks.spawn(own_issuer::watch(shared.issuer.clone(), file, endpoint.clone()));
+        }
         tasks.spawn(end_with_consensus(shared.clone()));
         Ok(Self { shared, server, tasks, _data_dir: data_dir })
     }

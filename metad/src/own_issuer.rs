@@ -1,6 +1,5 @@
 //! What this node signs with: the issuer of its configuration, and whatever operators put in its place while the node runs.
 
-use crate::Shared;
 use crate::config::Config;
 use parking_lot::RwLock;
 use std::fs;
@@ -10,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use wire::Error;
 use wire::issuer::IssuerKey;
+use wire::quic::Endpoint;
 use wire::tls::Identity;
 
 /// Pause between looks at the file.
@@ -32,8 +32,13 @@ impl OwnIssuer {
         self.0.read().clone()
     }
 
-    fn set(&self, issuer: Arc<IssuerKey>) {
-        *self.0.write() = Some(issuer);
+    /// Signs with this one from now on.
+    fn take(&self, issuer: IssuerKey) {
+        let mut own = self.0.write();
+        if own.as_ref().is_none_or(|own| own.key() != issuer.key()) {
+            tracing::info!(key = %issuer.key(), authority = %issuer.authority(), "this metad signs with another issuer");
+            *own = Some(Arc::new(issuer));
+        }
     }
 }
 
@@ -67,35 +72,25 @@ impl Seen {
     }
 }
 
-/// Takes the issuer that operators put in the place of the one in use, until cancelled. A node that was started without one
-/// takes none: it does not listen for newcomers.
-pub async fn watch(shared: Arc<Shared>) {
-    let Some(file) = shared.config.issuer_file.clone() else { return };
+/// Takes the issuer that operators put in the place of the one in use, until cancelled.
+pub async fn watch(own: Arc<OwnIssuer>, file: PathBuf, endpoint: Endpoint) {
     let mut seen = Seen::default();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        let (path, identity) = (file.clone(), shared.endpoint.identity());
+        let (path, identity) = (file.clone(), endpoint.identity());
         let looked = tokio::task::spawn_blocking(move || {
             let found = seen.look(&path, &identity);
             (seen, found)
         });
         let Ok((known, found)) = looked.await else { return };
         seen = known;
-        take(&shared, &file, found);
-    }
-}
-
-fn take(shared: &Shared, file: &PathBuf, found: Option<Result<IssuerKey, Error>>) {
-    let known = shared.issuer.get().map(|issuer| issuer.key());
-    match found {
-        Some(Ok(issuer)) if Some(issuer.key()) != known => {
-            tracing::info!(key = %issuer.key(), authority = %issuer.authority(), "this metad signs with another issuer");
-            shared.issuer.set(Arc::new(issuer));
+        match found {
+            Some(Ok(issuer)) => own.take(issuer),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the issuer is not taken, so the one before it stays in use");
+            }
+            None => {}
         }
-        Some(Err(error)) => {
-            tracing::warn!(%error, file = %file.display(), "the issuer is not taken, so the one before it stays in use");
-        }
-        Some(Ok(_)) | None => {}
     }
 }
 

@@ -29,7 +29,7 @@ pub struct Shared {
     pub(crate) consensus: Arc<dyn Consensus>,
     pub(crate) endpoint: Endpoint,
     /// What this node signs with.
-    pub(crate) issuer: OwnIssuer,
+    pub(crate) issuer: Arc<OwnIssuer>,
     pub(crate) liveness: Liveness,
     pub(crate) events: Events,
     pub(crate) leases: Leases,
@@ -62,7 +62,7 @@ impl Shared {
             batcher: Batcher::start(consensus.clone(), clock.clone(), &changes),
             consensus,
             endpoint,
-            issuer: OwnIssuer::of(&config),
+            issuer: Arc::new(OwnIssuer::of(&config)),
             liveness: Liveness::default(),
             events: Events::default(),
             leases: Leases::default(),

@@ -80,7 +80,7 @@ impl AuthorityId {
     #[must_use]
     pub fn of_ca(ca: &[u8]) -> Option<Self> {
         let (_, parsed) = x509_parser::parse_x509_certificate(ca).ok()?;
-        Some(Self::of_name(parsed.subject().as_raw()))
+        Some(Self::of_name(parsed.tbs_certificate.subject.as_raw()))
     }
 
     /// Returns that of the CA by which a certificate (DER) says to be signed.
