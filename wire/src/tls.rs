@@ -214,10 +214,11 @@ impl Identity {
     /// # Errors
     /// [`Error::Identity`] when the text is no identity.
     pub fn from_pem(origin: &Path, text: &str) -> Result<Self, Error> {
-        let (text, besides) = Besides::cut_off(text).map_err(|reason| Error::Identity {
+        let damaged = |reason: String| Error::Identity {
             file: origin.display().to_string(),
             reason: format!("is damaged ({reason}): restore or issue it again"),
-        })?;
+        };
+        let (text, besides) = Besides::cut_off(text).map_err(damaged)?;
         let parts = match pem::parse_many(text) {
             Ok(found) if found.len() == 4 => {
                 let wanted = ["CERTIFICATE", "CERTIFICATE", "CERTIFICATE", "PRIVATE KEY"];
@@ -230,10 +231,18 @@ impl Identity {
             }
         };
         let identity = Self::of_parts(origin, parts)?;
-        Ok(match besides {
-            Some(besides) => Self { besides, ..identity },
-            None => identity,
-        })
+        let Some(besides) = besides else { return Ok(identity) };
+        if besides.trust.cluster != identity.cluster_id() {
+            return Err(damaged("it trusts the CAs of another cluster".to_owned()));
+        }
+        if let Some(Former { ca, cert, issuer }) = &besides.former {
+            let former = Self::of_chain(ca, cert, issuer.as_deref(), &identity.parts.key)
+                .map_err(|error| damaged(error.to_string()))?;
+            if former.subject != identity.subject || former.cluster_id() != identity.cluster_id() {
+                return Err(damaged("its former certificate is another node's".to_owned()));
+            }
+        }
+        Ok(Self { besides, ..identity })
     }
 
     /// Puts an identity together from certificates (DER) that a cluster has issued and the key (PEM) that they are for.

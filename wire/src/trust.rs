@@ -268,6 +268,9 @@ impl Besides {
         let section = pem::parse(section).map_err(|error| error.to_string())?;
         let found: Self = codec::decode(section.contents()).map_err(|error| error.to_string())?;
         found.trust.check().map_err(|error| error.to_string())?;
+        if found.trust.version == 0 {
+            return Err("no CA was brought in".to_owned());
+        }
         Ok((rest, Some(found)))
     }
 }

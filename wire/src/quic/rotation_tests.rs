@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
@@ -76,6 +77,8 @@ fn client(ca: &ClusterCa) -> Identity {
 struct Hands {
     cas: Arc<Cas>,
     steps: Mutex<Vec<SignedTrust>>,
+    /// How often somebody has asked for them.
+    asked: AtomicUsize,
 }
 
 impl Service for Hands {
@@ -85,7 +88,10 @@ impl Service for Hands {
 
     async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, request: Incoming) {
         let reply = match request.decode::<MetaRequest>() {
-            Ok(MetaRequest::Trust { .. }) => MetaReply::Trust { steps: self.steps.lock().clone() },
+            Ok(MetaRequest::Trust { .. }) => {
+                self.asked.fetch_add(1, Ordering::Relaxed);
+                MetaReply::Trust { steps: self.steps.lock().clone() }
+            }
             Ok(MetaRequest::Renew) => {
                 let term = Term {
                     issued: Timestamp::now(),
@@ -103,7 +109,7 @@ impl Service for Hands {
 
 fn serve(cas: &Arc<Cas>, identity: &Identity) -> (Endpoint, Arc<Hands>, ServerHandle) {
     let endpoint = Endpoint::bind_for_newcomers(any(), identity, Handle::current()).unwrap();
-    let service = Arc::new(Hands { cas: cas.clone(), steps: Mutex::default() });
+    let service = Arc::new(Hands { cas: cas.clone(), steps: Mutex::default(), asked: AtomicUsize::new(0) });
     let serving = endpoint.serve(service.clone(), &Handle::current());
     (endpoint, service, serving)
 }
@@ -170,6 +176,28 @@ fn an_identity_keeps_its_cluster_and_both_of_its_certificates_through_a_change_o
     assert_eq!(read(&aborted).authorities(), [cas.old.cert().unwrap()]);
 }
 
+#[test]
+fn an_identity_that_trusts_cas_of_another_cluster_or_has_a_former_certificate_of_another_node_is_damaged() {
+    let (cas, other) = (Cas::new(), Cas::new());
+    let both = cas.trust(1, &[&cas.old, &cas.new]);
+    let moved = |identity: Identity| {
+        let trusting = identity.trusting(&both).unwrap();
+        let (cert, issuer) = cas.signed(&trusting);
+        trusting.renewed(&cert, &issuer).unwrap().to_pem()
+    };
+    let mixed = |identity: &str, besides: &str| {
+        let section = "-----BEGIN SURF TRUST-----";
+        let cut = |text: &str| text.find(section).unwrap();
+        let text = format!("{}{}", &identity[..cut(identity)], &besides[cut(besides)..]);
+        Identity::from_pem(Path::new("x"), &text).map(|_| ()).map_err(|error| error.to_string())
+    };
+    let (one, another) = (moved(client(&cas.old)), moved(client(&cas.old)));
+    assert_eq!(mixed(&one, &one), Ok(()));
+    assert!(mixed(&one, &another).unwrap_err().contains("is damaged"), "it is for another key");
+    let foreign = client(&other.old).trusting(&other.trust(1, &[&other.old, &other.new])).unwrap().to_pem();
+    assert!(mixed(&one, &foreign).unwrap_err().contains("CAs of another cluster"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_is_shown_the_certificate_of_the_ca_that_it_trusts_and_the_older_one_ends_with_the_finish() {
     let cas = Arc::new(Cas::new());
@@ -185,8 +213,12 @@ async fn each_is_shown_the_certificate_of_the_ca_that_it_trusts_and_the_older_on
     for endpoint in [&knows_old, &later] {
         ask(endpoint, &server).await.unwrap();
     }
-    tokio::time::sleep(PROMPT).await;
-    ask(&knows_new, &server).await.unwrap();
+    // It pauses between handshakes that fail.
+    let begun = Instant::now();
+    while ask(&knows_new, &server).await.is_err() {
+        assert!(begun.elapsed() < LIMIT, "it is not let in");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     // One that has both shows the old one to a server that has not heard yet.
     let (behind, _, _behind) = serve(&cas, &metad(&cas.old));
     ask(&server, &behind).await.unwrap();
@@ -204,6 +236,10 @@ async fn each_is_shown_the_certificate_of_the_ca_that_it_trusts_and_the_older_on
         assert!(refused.to_string().contains("another CA of this one"), "{refused}");
     }
     ask(&knows_new, &server).await.unwrap();
+    // One that would believe the server, and is not believed: the server looks at it when its handshake has ended.
+    let trusting = client(&cas.old).trusting(&cas.trust(1, &[&cas.old, &cas.new])).unwrap();
+    let refused = ask(&Endpoint::bind(any(), &trusting).unwrap(), &server).await;
+    assert!(matches!(refused, Err(Error::WrongCluster { .. })), "{refused:?}");
 }
 
 /// A node that keeps its identity in memory.
@@ -247,8 +283,11 @@ async fn a_node_with_a_lasting_certificate_hears_of_the_new_ca_moves_and_lets_go
     let theirs = ClusterCa::succeeding("t", cas.old.cluster_id().unwrap()).unwrap();
     let liar = metad(&cas.old).sign_trust(&cas.trust(9, &[&cas.old, &theirs]), None).unwrap();
     *hands.steps.lock() = vec![liar];
-    node.endpoint.hint_trust();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // When it asks again, it has judged the first answer.
+    for times in 1..=2 {
+        node.endpoint.hint_trust();
+        until("it asks", || hands.asked.load(Ordering::Relaxed) >= times).await;
+    }
     assert_eq!(node.endpoint.identity().trust().version, 0);
     *hands.steps.lock() = vec![cas.begun()];
     server.trust_signed(&[cas.begun()]).unwrap().unwrap();
