@@ -9,7 +9,6 @@ use wire::FsError;
 use wire::attr::{AttrChange, Creator, FileKind, InodeAttr, TimeChange, Timestamp};
 use wire::backup::{Head, Writer};
 use wire::caller::Caller;
-use wire::cert::AuthorityId;
 use wire::codec::encode;
 use wire::extent::{Extent, ExtentWrite, Source};
 use wire::frame::{ReplyHeader, ReplyKind, RequestHeader};
@@ -25,7 +24,6 @@ use wire::message::admin::{
 use wire::message::block::{
     BlockReply, BlockRequest, BlockdStatus, ChordReply, ChordRequest, Digest, Member, RepairReport,
 };
-use wire::message::cert::{RenewRefusal, RenewReply};
 use wire::message::check::{
     BlockUse, CheckId, CheckReply, CheckRequest, CheckedBlock, DigestState, Finding, FindingKind, Repair, Seen,
     StateDigest,
@@ -280,7 +278,7 @@ pub fn meta() -> Samples {
         metads: vec![addr(7101)],
         steps: vec![certs::step()],
     };
-    vec![
+    let others = vec![
         coded("enroll", enroll),
         coded("issued", issued),
         coded("refused", EnrollReply::Refused { why: EnrollRefusal::Expired { at: AT }, now: AT }),
@@ -295,15 +293,9 @@ pub fn meta() -> Samples {
         coded("not-leader", MetaReply::NotLeader(redirect)),
         coded("alive", alive),
         coded("read", read),
-        coded("renew", MetaRequest::Renew),
-        coded("trust", MetaRequest::Trust { version: 1 }),
-        coded("trusted", MetaReply::Trust { steps: vec![certs::step()] }),
-        coded("issuer", MetaRequest::Issuer),
-        coded("issuer-of", MetaReply::Issuer(Some(AuthorityId([4; 16])))),
-        coded("note-renewal", MetaRequest::NoteRenewal(certs::renewal())),
-        coded("not-renewed", MetaReply::Renewal(RenewReply::Refused(RenewRefusal::Unknown))),
         coded("blockd-alive", MetaReply::BlockdAlive { layout: Some(layout()), revoked: Some(certs::revocations()) }),
-    ]
+    ];
+    [others, certs::meta()].concat()
 }
 
 fn page() -> ExtentPage {
@@ -393,7 +385,7 @@ pub fn admin() -> Samples {
         TokenInfo { id, role, name: None, grant, uses, used_by, made: AT, until: AT, state: TokenState::Valid };
     let cluster = "fuzzing".to_owned();
     let token = JoinToken { cluster, metads: vec![addr(7101); 3], ca: [6; 32], role, id, secret };
-    vec![
+    let others = vec![
         coded("add-metad", AdminRequest::AddMetad { id: MetadId(2), addr: addr(7102) }),
         coded("replace", AdminRequest::ReplaceBlockd { name: name.clone(), successor }),
         coded("pin", AdminRequest::PinBlocks { name, keep_ms: 86_400_000 }),
@@ -404,12 +396,9 @@ pub fn admin() -> Samples {
         coded("end", BackupPiece::End { bytes: 8 }),
         coded("create-token", AdminRequest::CreateToken(new)),
         coded("tokens", AdminReply::Tokens(vec![listed])),
-        coded("revoke-cert", certs::revoke()),
-        coded("audit", AdminReply::Audit(certs::audit())),
-        coded("set-trust", AdminRequest::SetTrust { step: certs::step(), force: false }),
-        coded("rotation", AdminReply::Rotation(Box::new(certs::rotation()))),
         ("token", token.to_text().into_bytes()),
-    ]
+    ];
+    [others, certs::admin()].concat()
 }
 
 /// Messages of `surf fsck`.

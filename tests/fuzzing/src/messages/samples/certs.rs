@@ -1,18 +1,44 @@
 //! What messages about certificates have in them.
 
-use super::{AT, addr};
+use super::{AT, addr, coded};
+use crate::Samples;
 use wire::cert::{AuthorityId, KeyId};
 use wire::codec;
 use wire::ids::{ClusterId, MetadId};
-use wire::message::admin::AdminRequest;
+use wire::message::admin::{AdminReply, AdminRequest};
 use wire::message::cert::{
-    AuditEvent, AuditRecord, AuditRecords, CertTarget, MetadIssuer, Renewal, RotationStatus, Unmoved, UnmovedKind,
+    AuditEvent, AuditRecord, AuditRecords, CertTarget, MetadIssuer, RenewRefusal, RenewReply, Renewal, RotationStatus,
+    Unmoved, UnmovedKind,
 };
+use wire::message::meta::{MetaReply, MetaRequest};
 use wire::revoked::{Revocations, Revoked};
 use wire::tls::{Role, Subject};
 use wire::trust::{SignedTrust, Trust};
 
-pub fn renewal() -> Renewal {
+/// Messages to metads and their answers.
+pub fn meta() -> Samples {
+    vec![
+        coded("renew", MetaRequest::Renew),
+        coded("trust", MetaRequest::Trust { version: 1 }),
+        coded("trusted", MetaReply::Trust { steps: vec![step()] }),
+        coded("issuer", MetaRequest::Issuer),
+        coded("issuer-of", MetaReply::Issuer(Some(AuthorityId([4; 16])))),
+        coded("note-renewal", MetaRequest::NoteRenewal(renewal())),
+        coded("not-renewed", MetaReply::Renewal(RenewReply::Refused(RenewRefusal::Unknown))),
+    ]
+}
+
+/// Messages to and from operators.
+pub fn admin() -> Samples {
+    vec![
+        coded("revoke-cert", revoke()),
+        coded("audit", AdminReply::Audit(audit())),
+        coded("set-trust", AdminRequest::SetTrust { step: step(), force: false }),
+        coded("rotation", AdminReply::Rotation(Box::new(rotation()))),
+    ]
+}
+
+fn renewal() -> Renewal {
     Renewal {
         subject: Subject::new(Role::Client, "laptop"),
         key: KeyId([1; 32]),
@@ -43,7 +69,7 @@ pub fn step() -> SignedTrust {
     codec::decode(&coded).expect("it has the form of one")
 }
 
-pub fn rotation() -> RotationStatus {
+fn rotation() -> RotationStatus {
     let subject = Subject::new(Role::Client, "laptop");
     let unmoved = vec![Unmoved { subject, what: UnmovedKind::Session, addr: Some(addr(7001)), is_away: true }];
     let issuers = vec![
@@ -54,12 +80,12 @@ pub fn rotation() -> RotationStatus {
     RotationStatus { trust: trust(), leader: MetadId(1), issuers, unmoved, left_out: 3 }
 }
 
-pub fn revoke() -> AdminRequest {
+fn revoke() -> AdminRequest {
     let target = CertTarget { text: "laptop".to_owned(), role: Some(Role::Client), issuer: false };
     AdminRequest::RevokeCert { target, force: false, reason: "lost".to_owned() }
 }
 
-pub fn audit() -> AuditRecords {
+fn audit() -> AuditRecords {
     let (who, detail) = ("client laptop".to_owned(), "by admin: lost".to_owned());
     let record = AuditRecord { at: AT, event: AuditEvent::Revoked, who, addr: Some(addr(7001)), detail };
     AuditRecords { records: vec![record] }
