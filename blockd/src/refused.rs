@@ -93,6 +93,8 @@ impl Refused {
         if !self.endpoint.adopt_revocations(&revocations) {
             return;
         }
+        // A change of the CA is told in the same way.
+        self.endpoint.hint_trust();
         tracing::info!(
             version = revocations.version,
             count = revocations.list.len(),

@@ -129,7 +129,9 @@ fn give_back<F>(event: MetaEvent, known: &Known, queue: &Queue<F>) -> Option<(Ac
             (seq, believed, queue.tail(), Stale::All)
         }
         MetaEvent::Company { seq } => (seq, known.company(), None, Stale::None),
-        MetaEvent::Orphaned(_) | MetaEvent::LockReleased(_) | MetaEvent::LayoutChanged(_) => return None,
+        MetaEvent::Orphaned(_) | MetaEvent::LockReleased(_) | MetaEvent::LayoutChanged(_) | MetaEvent::TrustChanged => {
+            return None;
+        }
     };
     if let Some(entry) = after {
         queue.hurry(entry);
@@ -249,6 +251,7 @@ impl Events {
             }
             MetaEvent::LockReleased(_) => self.lock_released.notify_waiters(),
             MetaEvent::LayoutChanged(_) => self.beat_soon(),
+            MetaEvent::TrustChanged => self.session.rpc().trust_changed(),
             _ => {}
         }
         self.queue_whole_pages(&event);

@@ -40,6 +40,9 @@ pub trait Metad: Send + Sync {
         metad: SocketAddr,
         request: &'a MetaRequest,
     ) -> BoxFuture<'a, Result<Box<dyn EventStream>, Error>>;
+
+    /// The metads say that other CAs are trusted. A network without certificates has nothing to do.
+    fn trust_changed(&self) {}
 }
 
 /// Events from a metad. Dropping the stream makes the metad stop.
@@ -96,6 +99,10 @@ impl Metad for Endpoint {
             Ok(Box::new(stream) as Box<dyn EventStream>)
         }
         .boxed()
+    }
+
+    fn trust_changed(&self) {
+        self.hint_trust();
     }
 }
 

@@ -14,6 +14,9 @@ use wire::limits::GC_GRACE_MIN_MS;
 use wire::settings;
 use wire::tls::{Identity, Role};
 
+/// File with the renewed identity of a node, in its data directory.
+pub const IDENTITY_FILE: &str = "identity.pem";
+
 /// The configuration file. Unknown keys are refused: a misspelt option must not be an ignored one.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,8 +80,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The identity of this node.
     pub identity: Identity,
-    /// With what it signs certificates of newcomers.
+    /// With what it signs certificates of newcomers, and renewals.
     pub issuer: Option<Arc<IssuerKey>>,
+    /// Where that is. Operators may put another one there while the node runs.
+    pub issuer_file: Option<PathBuf>,
     /// Nodes that found the cluster; empty for a node that joins later.
     pub initial: BTreeMap<MetadId, SocketAddr>,
     /// Replicas of each block.
@@ -120,7 +125,10 @@ impl ConfigFile {
         let issuer = match &self.issuer {
             Some(path) => {
                 let issuer = IssuerKey::load(path)?;
-                issuer.check(path, &identity)?;
+                // What was renewed knows of a new CA.
+                let renewed = Identity::load(&self.data_dir.join(IDENTITY_FILE));
+                let known = renewed.map_or_else(|_| identity.clone(), |renewed| identity.clone().or_later(renewed));
+                issuer.check(path, &known)?;
                 Some(Arc::new(issuer))
             }
             None => None,
@@ -168,6 +176,7 @@ impl ConfigFile {
             data_dir: self.data_dir,
             identity,
             issuer,
+            issuer_file: self.issuer,
             initial,
             replicas: self.replicas,
             min_sync,

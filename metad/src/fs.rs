@@ -49,6 +49,7 @@ pub(crate) mod subtree;
 pub mod tickets;
 pub mod token;
 pub mod token_keys;
+pub mod trust;
 pub mod view;
 mod walks;
 mod xattr;
@@ -73,6 +74,7 @@ use wire::revoked::Revoked;
 use wire::ticket::TicketKey;
 use wire::tls::Subject;
 use wire::token::NewToken;
+use wire::trust::SignedTrust;
 
 /// The content of a Raft entry. Variants are only ever appended: old logs must replay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -153,6 +155,8 @@ pub enum Command {
         /// What.
         change: operator::Change,
     },
+    /// Other CAs are trusted from now on.
+    SetTrust(SignedTrust),
     /// A key that signs block tickets from now on.
     AddTicketKey(TicketKey),
 }
@@ -309,6 +313,11 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
             audit::add(view, record);
             CommandReply::Done
         }
+        Command::SetTrust(step) if trust::add(view, step) => {
+            cert::changed(view);
+            CommandReply::Done
+        }
+        Command::SetTrust(_) => CommandReply::Stale,
         Command::ByOperator { asker, change } => operator::apply(view, stamped, asker, change),
         Command::AddTicketKey(key) => tickets::add(view, key),
     }

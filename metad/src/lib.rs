@@ -16,6 +16,7 @@ pub mod fs;
 mod in_place;
 pub mod lease;
 mod own_identity;
+mod own_issuer;
 pub mod raft;
 pub mod recovery;
 mod refused;
@@ -110,7 +111,10 @@ impl Node {
     async fn start_in(data_dir: files::DataDir, config: Config, endpoint: Endpoint) -> Result<Self, Error> {
         let raft = Arc::new(Raft::start(config.id, &config.data_dir, endpoint.clone(), &config.tuning).await?);
         let shared = Arc::new(Shared::new(config, raft.clone(), endpoint.clone()));
-        // Nobody is served before this node knows whom to refuse.
+        // Nobody is served before this node knows whom to trust and to refuse.
+        if let Some(identity) = revocations::learn_trust(&shared) {
+            revocations::keep(&shared, &identity);
+        }
         revocations::learn(&shared);
         let server = endpoint.serve(Arc::new(Server { shared: shared.clone() }), &Handle::current());
         if !shared.config.initial.is_empty() {
@@ -125,6 +129,10 @@ impl Node {
         tasks.spawn(revocations::run(shared.clone()));
         tasks.spawn(revocations::end_sessions(shared.clone()));
         tasks.spawn(keep_renewed(endpoint.clone(), Arc::new(OwnIdentity::new(shared.clone()))));
+        // A node that was started without one takes none: it does not listen for newcomers.
+        if let Some(file) = shared.config.issuer_file.clone() {
+            tasks.spawn(own_issuer::watch(shared.issuer.clone(), file, endpoint.clone()));
+        }
         tasks.spawn(end_with_consensus(shared.clone()));
         Ok(Self { shared, server, tasks, _data_dir: data_dir })
     }

@@ -4,6 +4,7 @@
 //! again; others ask it.
 
 use crate::Shared;
+use crate::config::IDENTITY_FILE;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,14 +13,11 @@ use wire::message::cert::{RenewRefusal, RenewReply};
 use wire::quic::renew::{RenewError, Renewing, renew};
 use wire::tls::{Identity, PeerIdentity};
 
-/// File with the renewed identity, in the data directory.
-const FILE: &str = "identity.pem";
-
 /// Returns the identity of the configuration, or its renewal in this data directory if that ends later. A renewal that is
 /// damaged is left alone, and replaced by the next one.
 #[must_use]
 pub fn latest(configured: Identity, data_dir: &Path) -> Identity {
-    let path = data_dir.join(FILE);
+    let path = data_dir.join(IDENTITY_FILE);
     if !path.exists() {
         return configured;
     }
@@ -42,7 +40,7 @@ impl OwnIdentity {
     /// Renews that of this node, which keeps it in its data directory.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Self {
-        let file = shared.config.data_dir.join(FILE);
+        let file = shared.config.data_dir.join(IDENTITY_FILE);
         Self { shared, file }
     }
 

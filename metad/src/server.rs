@@ -11,6 +11,7 @@ mod fsck;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod orphan_turns;
+mod rotate;
 mod sessions;
 mod tickets;
 mod turns;
@@ -37,7 +38,9 @@ use std::sync::Arc;
 use wire::FsError;
 use wire::caller::Caller;
 use wire::ids::{Ino, MetadId, SessionId};
-use wire::limits::{HEAD_BYTES_MAX, LISTED_CONTENTS_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
+use wire::limits::{
+    HEAD_BYTES_MAX, LISTED_CONTENTS_BYTES_MAX, TRUST_STEP_BYTES_MAX, TRUST_STEPS_MAX, XATTR_VALUE_BYTES_MAX,
+};
 use wire::message::admin::AdminRequest;
 use wire::message::enroll::{EnrollReply, EnrollRequest};
 use wire::message::meta::{MetaReply, MetaRequest, MetaRequestKind, Redirect};
@@ -139,6 +142,8 @@ fn answer_bytes(request: &MetaRequest) -> usize {
         MetaRequest::Admin(AdminRequest::Certs) => HEAD_BYTES_MAX,
         MetaRequest::Admin(AdminRequest::Check(_) | AdminRequest::Audit { .. }) => 1 << 20,
         MetaRequest::BlockdHeartbeat(_) => 64 << 10,
+        MetaRequest::Trust { .. } => TRUST_STEPS_MAX * TRUST_STEP_BYTES_MAX,
+        MetaRequest::Admin(AdminRequest::Rotation) => 64 << 10,
         MetaRequest::BlockReport { blocks, .. } => 32 * blocks.len(),
         MetaRequest::Referenced { .. } => 64 << 10,
         _ => 4 << 10,
@@ -159,8 +164,10 @@ fn needed_role(request: MetaRequestKind) -> Option<Role> {
             Some(Role::Blockd)
         }
         MetaRequestKind::Admin | MetaRequestKind::Backup => Some(Role::Admin),
-        MetaRequestKind::Raft | MetaRequestKind::NoteRenewal => Some(Role::Metad),
-        MetaRequestKind::GetLayout | MetaRequestKind::WhoLeads | MetaRequestKind::Renew => None,
+        MetaRequestKind::Raft | MetaRequestKind::NoteRenewal | MetaRequestKind::Issuer => Some(Role::Metad),
+        MetaRequestKind::GetLayout | MetaRequestKind::WhoLeads | MetaRequestKind::Renew | MetaRequestKind::Trust => {
+            None
+        }
     }
 }
 
@@ -201,6 +208,8 @@ impl Server {
             MetaRequest::Admin(request) => self.admin(peer, request).await,
             MetaRequest::WhoLeads => Ok(self.not_leader(self.shared.consensus.leader().await)),
             MetaRequest::NoteRenewal(renewal) => self.note_renewal(renewal).await,
+            MetaRequest::Trust { version } => Ok(self.trust_steps(version)),
+            MetaRequest::Issuer => Ok(MetaReply::Issuer(self.shared.signing_issuer().map(|issuer| issuer.authority()))),
             // Handled before.
             MetaRequest::Raft { .. } | MetaRequest::Events { .. } | MetaRequest::Backup | MetaRequest::Renew => {
                 Ok(MetaReply::Failed(FsError::NotSupported))

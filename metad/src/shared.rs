@@ -9,6 +9,7 @@ use crate::fs::cert::{self, Asker, Outcome};
 use crate::fs::operator::Change;
 use crate::fs::{Command, CommandReply, Stamped};
 use crate::lease::{Leases, UnderWay};
+use crate::own_issuer::OwnIssuer;
 use crate::refused::Refused;
 use crate::server::{Batcher, Clock, Events, OrphanTurns, Turns, WrongSecrets};
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub struct Shared {
     pub(crate) config: Config,
     pub(crate) consensus: Arc<dyn Consensus>,
     pub(crate) endpoint: Endpoint,
+    /// What this node signs with.
+    pub(crate) issuer: Arc<OwnIssuer>,
     pub(crate) liveness: Liveness,
     pub(crate) events: Events,
     pub(crate) leases: Leases,
@@ -60,6 +63,7 @@ impl Shared {
             batcher: Batcher::start(consensus.clone(), clock.clone(), &changes),
             consensus,
             endpoint,
+            issuer: Arc::new(OwnIssuer::of(&config)),
             liveness: Liveness::default(),
             events: Events::default(),
             leases: Leases::default(),

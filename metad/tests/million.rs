@@ -34,6 +34,7 @@ fn config(ca: &ClusterCa, dir: &Path, listen: SocketAddr) -> Config {
         data_dir: dir.to_owned(),
         identity: ca.issue(&Subject::new(Role::Metad, "metad-1")).unwrap(),
         issuer: None,
+        issuer_file: None,
         initial: [(MetadId(1), listen)].into(),
         replicas: 1,
         min_sync: 1,

@@ -13,6 +13,7 @@ pub mod health;
 mod lengths;
 pub mod metad;
 pub mod node;
+pub mod rotate;
 pub mod session;
 pub mod status;
 pub mod token;

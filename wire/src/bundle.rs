@@ -3,7 +3,8 @@
 use crate::Error;
 use crate::durable;
 use crate::ids::ClusterId;
-use crate::tls::{Identity, Role, write_private};
+use crate::key_files::write_private;
+use crate::tls::{Identity, Role};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -84,9 +85,9 @@ impl Bundle {
     pub fn renew(path: &Path, renewed: &Identity) -> Result<(), Error> {
         let rewritten = durable::rewrite(path, |path| {
             let bundle = Self::load(path)?;
-            let before = bundle.identity.certificate().clone();
+            let before = bundle.identity.to_pem();
             let identity = bundle.identity.clone().or_later(renewed.clone());
-            let is_same = *identity.certificate() == before;
+            let is_same = identity.to_pem() == before;
             let text = if is_same { None } else { Some(Self { identity, ..bundle }.to_text(path)?.into_bytes()) };
             Ok::<_, Unwritten>(text)
         });

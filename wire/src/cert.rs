@@ -64,6 +64,45 @@ impl FromStr for KeyId {
     }
 }
 
+/// A CA, by the BLAKE3 hash of its name, of which a part is random.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AuthorityId(pub [u8; 16]);
+
+impl AuthorityId {
+    fn of_name(name: &[u8]) -> Self {
+        let mut id = [0; 16];
+        id.copy_from_slice(&blake3::hash(name).as_bytes()[..16]);
+        Self(id)
+    }
+
+    /// Returns that of a CA's certificate (DER), if it is one.
+    #[must_use]
+    pub fn of_ca(ca: &[u8]) -> Option<Self> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(ca).ok()?;
+        Some(Self::of_name(parsed.tbs_certificate.subject.as_raw()))
+    }
+
+    /// Returns that of the CA by which a certificate (DER) says to be signed.
+    pub(crate) fn of_signer(cert: &[u8]) -> Option<Self> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(cert).ok()?;
+        Some(Self::of_name(parsed.issuer().as_raw()))
+    }
+}
+
+/// The digits that are shown to people.
+impl fmt::Display for AuthorityId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..SHOWN_BYTES].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for AuthorityId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// For how long a certificate is issued.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Term {
@@ -88,6 +127,8 @@ pub struct Certificate {
     pub key: KeyId,
     /// The key of the issuer that has signed it; `None` if the CA itself has.
     pub issuer: Option<KeyId>,
+    /// The CA below which it stands.
+    pub authority: AuthorityId,
     /// When it was issued. Certificates of earlier releases do not say, and count as issued in 1970, as those do that name a
     /// time at which they have ended.
     pub issued: Timestamp,
@@ -101,6 +142,7 @@ impl Certificate {
     /// Reads a certificate (DER) that was verified before, or is our own, and that of its issuer if it has one.
     pub(crate) fn read(leaf: &[u8], issuer: Option<&[u8]>) -> Option<Self> {
         let (_, parsed) = x509_parser::parse_x509_certificate(leaf).ok()?;
+        let authority = AuthorityId::of_signer(issuer.unwrap_or(leaf))?;
         let issuer = match issuer {
             Some(issuer) => Some(key_of(issuer)?),
             None => None,
@@ -110,6 +152,7 @@ impl Certificate {
         Some(Self {
             key: KeyId::of(&parsed.public_key().subject_public_key.data),
             issuer,
+            authority,
             issued: plausible(issued, ends),
             ends,
             public_key: parsed.public_key().raw.to_vec(),

@@ -128,14 +128,17 @@ impl ClientCertVerifier for ClientVerifier {
 #[derive(Debug)]
 pub(crate) struct ServerVerifier {
     webpki: Arc<WebPkiServerVerifier>,
+    /// The names of the CAs, which the other side is told: it may have a certificate of each of several.
+    names: Vec<DistinguishedName>,
     refusals: Option<Arc<Refusals>>,
 }
 
 impl ServerVerifier {
     /// Accepts certificates below these roots.
     pub(crate) fn new(roots: RootCertStore, provider: Arc<CryptoProvider>) -> Result<Self, VerifierBuilderError> {
+        let names = roots.subjects();
         let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
-        Ok(Self { webpki, refusals: None })
+        Ok(Self { webpki, names, refusals: None })
     }
 
     /// Refuses what is revoked.
@@ -145,6 +148,10 @@ impl ServerVerifier {
 }
 
 impl ServerCertVerifier for ServerVerifier {
+    fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
+        Some(&self.names)
+    }
+
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,

@@ -157,7 +157,10 @@ pub enum Error {
         restriction: String,
     },
     /// The peer belongs to another cluster.
-    #[error("{peer} belongs to another cluster: use the bundle that `surf` made for this one")]
+    #[error(
+        "{peer} belongs to another cluster, or to another CA of this one: use the bundle that `surf` made for it; if its CA \
+         was replaced while this machine was off, get a new identity by a token"
+    )]
     WrongCluster {
         /// Address of the peer.
         peer: String,

@@ -4,12 +4,12 @@
 //! asks for nothing: what a certificate says comes from the token. What an issuer may sign stands in its own certificate,
 //! and every verifier holds it to that ([`crate::chain`]).
 
-use crate::cert::{Certificate, KeyId, Term, key_of};
+use crate::cert::{AuthorityId, Certificate, KeyId, Term, key_of};
 use crate::chain::ISSUABLE;
+use crate::key_files::{read_file, read_private, sections, write_private};
 use crate::subject::{ISSUER_OID, issued_roles};
-use crate::tls::{
-    ClusterCa, Identity, Role, Subject, crypto_failed, leaf_params, read_file, read_private, sections, write_private,
-};
+use crate::tls::{ClusterCa, Identity, Role, Subject, crypto_failed, leaf_params};
+use crate::trust::SignedTrust;
 use crate::{Error, codec};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CustomExtension, DistinguishedName, DnType,
@@ -39,6 +39,7 @@ pub struct IssuerKey {
     signer: Issuer<'static, KeyPair>,
     roles: Vec<Role>,
     key: KeyId,
+    authority: AuthorityId,
 }
 
 impl IssuerKey {
@@ -87,10 +88,12 @@ impl IssuerKey {
         let Some(roles) = issued_roles(&cert) else {
             return Err(wrong("is no issuer: make one with `surf cluster issuer`".to_owned()));
         };
-        let Some(key) = key_of(&cert) else { return Err(wrong("is damaged: restore or make it again".to_owned())) };
+        let Some((key, authority)) = key_of(&cert).zip(AuthorityId::of_signer(&cert)) else {
+            return Err(wrong("is damaged: restore or make it again".to_owned()));
+        };
         let pair = KeyPair::from_pem(&key_pem).map_err(|error| damaged(&error))?;
         let signer = Issuer::from_ca_cert_pem(&cert_pem, pair).map_err(|error| damaged(&error))?;
-        Ok(Self { cert_pem, cert, key_pem, signer, roles, key })
+        Ok(Self { cert_pem, cert, key_pem, signer, roles, key, authority })
     }
 
     /// Writes certificate and key to a file that only its owner can read.
@@ -119,6 +122,12 @@ impl IssuerKey {
         self.key
     }
 
+    /// Returns the CA that has signed it.
+    #[must_use]
+    pub fn authority(&self) -> AuthorityId {
+        self.authority
+    }
+
     /// Checks that it signs for the cluster of this identity, by signing something.
     ///
     /// # Errors
@@ -128,7 +137,8 @@ impl IssuerKey {
         let key = NewKey::generate()?;
         let request = SigningRequest::decode(&key.request()?)?;
         let cert = self.sign(&request, &Subject::new(*role, "probe"), &Term::lasting())?;
-        key.identity(identity.ca(), &cert, &self.cert).map(|_| ()).map_err(|_| {
+        let is_accepted = |ca: &Vec<u8>| key.identity(ca, &cert, &self.cert).is_ok();
+        identity.authorities().iter().any(is_accepted).then_some(()).ok_or_else(|| {
             let reason = "its key does not fit its certificate, or it is of another cluster than the identity: make one \
                 with this cluster's ca.pem by `surf cluster issuer`";
             Error::Identity { file: origin.display().to_string(), reason: reason.to_owned() }
@@ -268,6 +278,35 @@ impl NewKey {
     /// [`Error::Identity`] when they do not belong together.
     pub fn identity(&self, ca: &[u8], cert: &[u8], issuer: &[u8]) -> Result<Identity, Error> {
         Identity::of_issued(ca, cert, issuer, &self.to_pem())
+    }
+
+    /// Makes the identity of somebody who knows one CA (DER) of a cluster, which has told it of these steps since.
+    ///
+    /// # Errors
+    /// As [`NewKey::identity`].
+    pub fn identity_after(
+        &self,
+        ca: &[u8],
+        steps: &[SignedTrust],
+        cert: &[u8],
+        issuer: &[u8],
+    ) -> Result<Identity, Error> {
+        let mut known = vec![ca.to_vec()];
+        let mut trust = None;
+        for step in steps {
+            // One that is signed by others is of before, or of no use.
+            if let Ok(verified) = step.verified(&known) {
+                known.clone_from(&verified.authorities);
+                trust = Some(verified);
+            }
+        }
+        let mut made = known.iter().rev().map(|ca| self.identity(ca, cert, issuer));
+        let first = made.next().unwrap_or_else(|| self.identity(ca, cert, issuer));
+        let identity = first.or_else(|error| made.find_map(Result::ok).ok_or(error))?;
+        match trust {
+            Some(trust) => identity.trusting(&trust),
+            None => Ok(identity),
+        }
     }
 
     fn to_pem(&self) -> String {

@@ -19,6 +19,7 @@ pub mod fair_queue;
 pub mod frame;
 pub mod ids;
 pub mod issuer;
+mod key_files;
 pub mod layout;
 pub mod leader;
 pub mod limits;
@@ -39,5 +40,6 @@ pub mod ticket;
 pub mod tls;
 pub mod token;
 pub mod trace;
+pub mod trust;
 
 pub use error::{Error, FsError, describe};

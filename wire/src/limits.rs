@@ -121,6 +121,18 @@ pub const ENROLL_REPLY_BYTES_MAX: usize = 16 << 10;
 pub const REVOKED_MAX: usize = 4_096;
 /// Most issuers that are remembered to have signed for one identity: the last ones.
 pub const ISSUERS_MAX: usize = 8;
+/// Most CAs that a cluster trusts at a time: the one in use, and the one that takes its place.
+pub const AUTHORITIES_MAX: usize = 2;
+/// Largest certificate of a CA, in bytes: one has some 500.
+pub const AUTHORITY_BYTES_MAX: usize = 2 << 10;
+/// Largest encoded list of CAs to trust.
+pub const TRUST_BYTES_MAX: usize = 5 << 10;
+/// Largest encoded list of CAs to trust with the signatures of operators: two have room in an answer to a newcomer.
+pub const TRUST_STEP_BYTES_MAX: usize = 6 << 10;
+/// Most steps of a change of the CA that are remembered and told: its beginning and its end.
+pub const TRUST_STEPS_MAX: usize = 2;
+/// Most of those that are named who have no certificate of a new CA yet.
+pub const UNMOVED_MAX: usize = 256;
 /// Most identities that a cluster remembers to have issued.
 pub const ISSUED_MAX: usize = 16_384;
 /// Life of a certificate by token unless an operator sets another one, in milliseconds: 30 days. A machine that is off for

@@ -24,6 +24,8 @@ mod events;
 mod newcomer_tests;
 pub mod peer;
 pub mod renew;
+#[cfg(test)]
+mod rotation_tests;
 pub mod serve;
 mod socket;
 mod standing;

@@ -2,7 +2,7 @@
 //! to block daemons, and the form in which a daemon looks certificates up in it.
 
 use crate::attr::Timestamp;
-use crate::cert::{Certificate, KeyId};
+use crate::cert::{AuthorityId, Certificate, KeyId};
 use crate::codec::{self, bounded};
 use crate::limits::REVOKED_MAX;
 use crate::subject::{Role, Subject};
@@ -99,14 +99,14 @@ impl Lookup {
     }
 }
 
-/// The list that this node knows. The verifiers of its endpoint share it.
+/// The list that this node knows, and the CAs that it trusts. The verifiers of its endpoint share it.
 #[derive(Debug)]
-pub struct Refusals(RwLock<Lookup>);
+pub struct Refusals(RwLock<Lookup>, RwLock<Option<Vec<AuthorityId>>>);
 
 /// Nothing is refused.
 impl Default for Refusals {
     fn default() -> Self {
-        Self(RwLock::new(Lookup::of(&Revocations::default())))
+        Self(RwLock::new(Lookup::of(&Revocations::default())), RwLock::default())
     }
 }
 
@@ -150,11 +150,23 @@ impl Refusals {
         self.0.read().mark
     }
 
+    /// Refuses from now on what is below no other CAs than these.
+    pub fn trust_only(&self, authorities: Vec<AuthorityId>) {
+        *self.1.write() = Some(authorities);
+    }
+
+    /// Returns whether certificates below this CA are refused, because it is not trusted any more.
+    #[must_use]
+    pub fn distrust(&self, authority: &AuthorityId) -> bool {
+        self.1.read().as_ref().is_some_and(|trusted| !trusted.contains(authority))
+    }
+
     /// Returns whether this certificate is refused.
     #[must_use]
     pub fn refuse(&self, subject: &Subject, certificate: &Certificate) -> bool {
         let known = self.0.read();
-        known.keys.contains(&certificate.key)
+        self.distrust(&certificate.authority)
+            || known.keys.contains(&certificate.key)
             || certificate.issuer.is_some_and(|issuer| known.issuers.contains(&issuer))
             || known
                 .names

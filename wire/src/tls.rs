@@ -10,25 +10,22 @@ use crate::attr::Timestamp;
 use crate::cert::{Certificate, ISSUED_OID, Term};
 use crate::chain::ClientVerifier;
 use crate::ids::ClusterId;
+use crate::key_files::{read_file, sections, write_private};
 use crate::subject::{self, SUBJECT_OID};
-use crate::{Error, codec, durable, sys};
+use crate::trust::{Besides, CLUSTER_OID, Former, SignedTrust, Trust, cluster_of, roots_of};
+use crate::{Error, codec};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use std::fmt;
-use std::fs::{self, Metadata, OpenOptions};
-use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Name in every certificate, which the TLS library requires; peers are known by CA and role instead.
 pub(crate) const SERVER_NAME: &str = "node.surf.internal";
-/// Largest secret that is read: a key has some 250 bytes.
-const PRIVATE_BYTES_MAX: u64 = 64 << 10;
 
 /// A peer, known by its verified certificate.
 #[derive(Clone, Debug)]
@@ -59,6 +56,18 @@ impl ClusterCa {
     /// # Errors
     /// [`Error::Identity`] when no key can be made.
     pub fn create(cluster: &str) -> Result<Self, Error> {
+        Self::create_for(cluster, None)
+    }
+
+    /// Makes a new CA that takes the place of another one of this cluster.
+    ///
+    /// # Errors
+    /// As [`ClusterCa::create`].
+    pub fn succeeding(cluster: &str, id: ClusterId) -> Result<Self, Error> {
+        Self::create_for(cluster, Some(id))
+    }
+
+    fn create_for(cluster: &str, id: Option<ClusterId>) -> Result<Self, Error> {
         let key = KeyPair::generate().map_err(|error| crypto_failed("cluster CA", error))?;
         let mut params = CertificateParams::new(Vec::new()).map_err(|error| crypto_failed("cluster CA", error))?;
         // Below it there are issuers, and below these nothing that signs.
@@ -67,6 +76,8 @@ impl ClusterCa {
         // The random part distinguishes clusters of one name: the error is then an unknown issuer, not a bad signature.
         params.distinguished_name.push(DnType::CommonName, format!("Surf {cluster} {:016x}", rand::random::<u64>()));
         params.not_after = rcgen::date_time_ymd(2125, 1, 1);
+        let named = id.map(|id| CustomExtension::from_oid_content(CLUSTER_OID, codec::encode(&id)));
+        params.custom_extensions.extend(named);
         let cert = params.self_signed(&key).map_err(|error| crypto_failed("cluster CA", error))?;
         Ok(Self { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
     }
@@ -105,8 +116,16 @@ impl ClusterCa {
     /// # Errors
     /// [`Error::Identity`] when the certificate is damaged.
     pub fn cluster_id(&self) -> Result<ClusterId, Error> {
+        self.cert().map(|der| cluster_of(&der))
+    }
+
+    /// The CA's certificate (DER).
+    ///
+    /// # Errors
+    /// As [`ClusterCa::cluster_id`].
+    pub fn cert(&self) -> Result<Vec<u8>, Error> {
         let der = pem::parse(&self.cert_pem).map_err(|error| crypto_failed("cluster CA", error))?;
-        Ok(cluster_of(der.contents()))
+        Ok(der.into_contents())
     }
 
     /// Writes certificate and key to a file that only its owner can read.
@@ -177,6 +196,7 @@ pub struct Identity {
     key: Vec<u8>,
     subject: Subject,
     certificate: Certificate,
+    besides: Besides,
 }
 
 impl Identity {
@@ -194,6 +214,11 @@ impl Identity {
     /// # Errors
     /// [`Error::Identity`] when the text is no identity.
     pub fn from_pem(origin: &Path, text: &str) -> Result<Self, Error> {
+        let damaged = |reason: String| Error::Identity {
+            file: origin.display().to_string(),
+            reason: format!("is damaged ({reason}): restore or issue it again"),
+        };
+        let (text, besides) = Besides::cut_off(text).map_err(damaged)?;
         let parts = match pem::parse_many(text) {
             Ok(found) if found.len() == 4 => {
                 let wanted = ["CERTIFICATE", "CERTIFICATE", "CERTIFICATE", "PRIVATE KEY"];
@@ -205,7 +230,19 @@ impl Identity {
                 Parts { ca, cert, issuer: None, key }
             }
         };
-        Self::of_parts(origin, parts)
+        let identity = Self::of_parts(origin, parts)?;
+        let Some(besides) = besides else { return Ok(identity) };
+        if besides.trust.cluster != identity.cluster_id() {
+            return Err(damaged("it trusts the CAs of another cluster".to_owned()));
+        }
+        if let Some(Former { ca, cert, issuer }) = &besides.former {
+            let former = Self::of_chain(ca, cert, issuer.as_deref(), &identity.parts.key)
+                .map_err(|error| damaged(error.to_string()))?;
+            if former.subject != identity.subject || former.cluster_id() != identity.cluster_id() {
+                return Err(damaged("its former certificate is another node's".to_owned()));
+            }
+        }
+        Ok(Self { besides, ..identity })
     }
 
     /// Puts an identity together from certificates (DER) that a cluster has issued and the key (PEM) that they are for.
@@ -213,8 +250,12 @@ impl Identity {
     /// # Errors
     /// [`Error::Identity`] when they do not belong together.
     pub(crate) fn of_issued(ca: &[u8], cert: &[u8], issuer: &[u8], key_pem: &str) -> Result<Self, Error> {
+        Self::of_chain(ca, cert, Some(issuer), key_pem)
+    }
+
+    fn of_chain(ca: &[u8], cert: &[u8], issuer: Option<&[u8]>, key_pem: &str) -> Result<Self, Error> {
         let pem = |der: &[u8]| pem::encode(&pem::Pem::new("CERTIFICATE", der));
-        let parts = Parts { ca: pem(ca), cert: pem(cert), issuer: Some(pem(issuer)), key: key_pem.to_owned() };
+        let parts = Parts { ca: pem(ca), cert: pem(cert), issuer: issuer.map(pem), key: key_pem.to_owned() };
         Self::of_parts(Path::new("issued identity"), parts)
     }
 
@@ -242,8 +283,10 @@ impl Identity {
         let Some(certificate) = Certificate::read(&cert, issuer.as_deref()) else {
             return Err(unusable("its certificate is damaged: restore or issue it again".to_owned()));
         };
+        let ca = der(&parts.ca)?;
         let identity = Self {
-            ca: CertificateDer::from(der(&parts.ca)?),
+            besides: Besides::original(&ca),
+            ca: CertificateDer::from(ca),
             cert: CertificateDer::from(cert),
             issuer,
             key: der(&parts.key)?,
@@ -278,7 +321,7 @@ impl Identity {
     #[must_use]
     pub fn to_pem(&self) -> String {
         let Parts { ca, cert, issuer, key } = &self.parts;
-        format!("{ca}{cert}{}{key}", issuer.as_deref().unwrap_or_default())
+        format!("{ca}{cert}{}{key}{}", issuer.as_deref().unwrap_or_default(), self.besides.to_pem())
     }
 
     /// Writes the identity to a file that only its owner can read.
@@ -301,24 +344,100 @@ impl Identity {
         &self.certificate
     }
 
-    /// Returns this identity with a newer certificate (DER) for its key, and that of its issuer.
+    /// Returns this identity with a newer certificate (DER) for its key, and that of its issuer. If that is below another CA
+    /// that is trusted, the certificate that it has is retained for those who trust the older CA alone.
     ///
     /// # Errors
     /// [`Error::Identity`] when they do not belong together, or the certificate is for somebody else.
     pub fn renewed(&self, cert: &[u8], issuer: &[u8]) -> Result<Self, Error> {
-        let renewed = Self::of_issued(&self.ca, cert, issuer, &self.parts.key)?;
+        let renewed = Self::of_any(&self.authorities(), cert, issuer, &self.parts.key)?;
         if renewed.subject != self.subject {
             let reason = format!("is for {} {}", renewed.subject.role, renewed.subject.name);
             return Err(Error::Identity { file: "renewed certificate".to_owned(), reason });
         }
-        Ok(renewed)
+        let former = if renewed.ca == self.ca { self.besides.former.clone() } else { Some(self.as_former()) };
+        Ok(Self { besides: Besides { former, trust: self.besides.trust.clone() }, ..renewed })
     }
 
-    /// Returns that of the two which ends last, if both are of one key and for one subject; otherwise this one.
+    /// Puts an identity together that is below one of these CAs.
+    fn of_any(authorities: &[Vec<u8>], cert: &[u8], issuer: &[u8], key_pem: &str) -> Result<Self, Error> {
+        let mut made = authorities.iter().rev().map(|ca| Self::of_issued(ca, cert, issuer, key_pem));
+        let first = made.next().unwrap_or_else(|| Err(crypto_failed("issued identity", "no CA is trusted")));
+        first.or_else(|error| made.find_map(Result::ok).ok_or(error))
+    }
+
+    fn as_former(&self) -> Former {
+        let issuer = self.issuer.as_ref().map(|issuer| issuer.to_vec());
+        Former { ca: self.ca.to_vec(), cert: self.cert.to_vec(), issuer }
+    }
+
+    /// Returns that of the two which is newer, if both are of one key and for one subject; otherwise this one.
     #[must_use]
     pub fn or_later(self, other: Self) -> Self {
-        let is_same = self.key == other.key && self.subject == other.subject && self.ca == other.ca;
-        if is_same && other.certificate.ends > self.certificate.ends { other } else { self }
+        let is_same = self.key == other.key && self.subject == other.subject && self.cluster_id() == other.cluster_id();
+        let (version, of_other) = (self.besides.trust.version, other.besides.trust.version);
+        let is_newer = of_other > version || (of_other == version && other.supersedes(&self));
+        if is_same && is_newer { other } else { self }
+    }
+
+    /// Returns whether this one is below a newer CA of those that are trusted, or the same one, and ends later.
+    #[must_use]
+    pub fn supersedes(&self, other: &Self) -> bool {
+        let rank = |identity: &Self| self.besides.trust.authorities.iter().position(|ca| *ca == *identity.ca);
+        (rank(self), self.certificate.ends) > (rank(other), other.certificate.ends)
+    }
+
+    /// Returns whether another CA is to be used than the one below which this one is.
+    #[must_use]
+    pub fn is_to_move(&self) -> bool {
+        self.besides.trust.newest().is_some_and(|newest| newest != self.certificate.authority)
+    }
+
+    /// The CAs that it trusts.
+    #[must_use]
+    pub fn trust(&self) -> &Trust {
+        &self.besides.trust
+    }
+
+    /// The certificates (DER) of the CAs that it trusts, the one to use at the end.
+    #[must_use]
+    pub fn authorities(&self) -> Vec<Vec<u8>> {
+        let trusted = &self.besides.trust.authorities;
+        if trusted.is_empty() { vec![self.ca.to_vec()] } else { trusted.clone() }
+    }
+
+    /// Returns whether it has a certificate below one of these CAs.
+    #[must_use]
+    pub fn is_below_one_of(&self, trust: &Trust) -> bool {
+        let former = self.besides.former.as_ref().map(|former| former.ca.as_slice());
+        trust.authorities.iter().any(|ca| *ca == *self.ca || Some(ca.as_slice()) == former)
+    }
+
+    /// Returns this identity with other CAs that it trusts. Its former certificate is in use again if only that is below one of
+    /// them.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when the former certificate is damaged.
+    pub fn trusting(&self, trust: &Trust) -> Result<Self, Error> {
+        let is_trusted = |ca: &[u8]| trust.authorities.iter().any(|trusted| trusted == ca);
+        let former = self.besides.former.as_ref().filter(|former| is_trusted(&former.ca));
+        let (identity, former) = match former {
+            Some(former) if !is_trusted(&self.ca) => {
+                let Former { ca, cert, issuer } = former;
+                (Self::of_chain(ca, cert, issuer.as_deref(), &self.parts.key)?, None)
+            }
+            former => (self.clone(), former.cloned()),
+        };
+        Ok(Self { besides: Besides { trust: trust.clone(), former }, ..identity })
+    }
+
+    /// Signs the CAs to trust, together with another operator.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when a key cannot sign.
+    pub fn sign_trust(&self, trust: &Trust, other: Option<&Self>) -> Result<SignedTrust, Error> {
+        let signers = std::iter::once(self).chain(other).map(|one| (one.cert.as_ref(), one.key())).collect();
+        SignedTrust::sign(trust, signers)
     }
 
     /// Returns the part of its life that is left at this time: 1 for a new one, 0 or less for one that has ended.
@@ -340,9 +459,13 @@ impl Identity {
     }
 
     pub(crate) fn roots(&self) -> Result<rustls::RootCertStore, Error> {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(self.ca.clone()).map_err(|error| crypto_failed("CA certificate", error))?;
-        Ok(roots)
+        roots_of(&self.authorities())
+    }
+
+    /// The chain below the older CA and that CA's certificate, if there is one.
+    pub(crate) fn former(&self) -> Option<(Vec<CertificateDer<'static>>, Vec<u8>)> {
+        let Former { ca, cert, issuer } = self.besides.former.clone()?;
+        Some((std::iter::once(cert).chain(issuer).map(CertificateDer::from).collect(), ca))
     }
 
     pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
@@ -367,82 +490,10 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// The cluster whose CA has this certificate (DER).
-pub(crate) fn cluster_of(ca: &[u8]) -> ClusterId {
-    let mut id = [0_u8; 16];
-    id.copy_from_slice(&blake3::hash(ca).as_bytes()[..16]);
-    ClusterId(id)
-}
-
-pub(crate) fn read_file(path: &Path) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(|error| Error::Identity {
-        file: path.display().to_string(),
-        reason: format!("cannot be read ({error}): restore it, or correct the path"),
-    })
-}
-
-/// Reads a secret that this user has written with [`write_private`] before. Returns `None` when there is no such file.
-///
-/// # Errors
-/// [`Error::Identity`] when it cannot be read, or others may have written or read it: then it is no secret.
-pub(crate) fn read_private(path: &Path) -> Result<Option<String>, Error> {
-    let refused = |reason: String| Error::Identity { file: path.display().to_string(), reason };
-    let failed = |error: io::Error| match error.raw_os_error() {
-        Some(libc::ELOOP) => refused("is a symbolic link, which is not followed: remove it".to_owned()),
-        _ => refused(format!("cannot be read ({error}): remove it")),
-    };
-    // Opening a named pipe would wait for a writer.
-    let mut file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(failed)?,
-    };
-    let found = file.metadata().map_err(failed)?;
-    check_private(&found, sys::effective_uid()).map_err(refused)?;
-    let mut text = String::new();
-    (&mut file).take(PRIVATE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
-    Ok(Some(text))
-}
-
-/// Checks that nobody but this user (and root) can know what is in a file.
-fn check_private(found: &Metadata, user: u32) -> Result<(), String> {
-    let (owner, mode) = (found.uid(), found.mode() & 0o777);
-    if !found.is_file() {
-        Err("is no regular file: remove it".to_owned())
-    } else if owner != user {
-        Err(format!(
-            "belongs to another user (uid {owner}), who may know the key in it: remove it, or run this as that user"
-        ))
-    } else if mode & 0o077 != 0 {
-        Err(format!("others may read or write it (mode {mode:o}), so the key in it is no secret: remove it"))
-    } else {
-        Ok(())
-    }
-}
-
-/// Cuts PEM text into exactly the wanted sections.
-pub(crate) fn sections<const N: usize>(origin: &Path, text: &str, wanted: &[&str; N]) -> Result<[String; N], Error> {
-    let wrong = |reason: String| Error::Identity { file: origin.display().to_string(), reason };
-    let found =
-        pem::parse_many(text).map_err(|error| wrong(format!("is damaged ({error}): restore or issue it again")))?;
-    let tags: Vec<&str> = found.iter().map(pem::Pem::tag).collect();
-    if tags != wanted {
-        return Err(wrong(format!("holds {tags:?} where {wanted:?} is expected: restore or issue it again")));
-    }
-    let texts: Vec<String> = found.iter().map(pem::encode).collect();
-    texts.try_into().map_err(|_| wrong("is damaged: restore or issue it again".to_owned()))
-}
-
-/// Writes a secret: complete or not at all, readable by its owner alone, durable on return.
-pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), Error> {
-    durable::replace(path, text.as_bytes()).map_err(|error| Error::Identity {
-        file: path.display().to_string(),
-        reason: format!("cannot be written: {error}"),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn an_identity_of_another_version_is_refused_as_one() {
@@ -488,29 +539,6 @@ mod tests {
         ClusterCa::create("test").unwrap().save(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         ClusterCa::load(&path).unwrap();
-    }
-
-    #[test]
-    fn a_key_that_somebody_else_may_know_is_not_read() {
-        use std::os::unix::fs::{PermissionsExt, symlink};
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        let refused = |name: &str| read_private(&at(name)).unwrap_err().to_string();
-        write_private(&at("key"), "secret").unwrap();
-        assert_eq!(read_private(&at("key")).unwrap().as_deref(), Some("secret"));
-        assert_eq!(read_private(&at("none")).unwrap(), None);
-        symlink(at("key"), at("link")).unwrap();
-        assert!(refused("link").contains("symbolic link, which is not followed: remove it"));
-        symlink(at("none"), at("dangling")).unwrap();
-        assert!(refused("dangling").contains("symbolic link"));
-        fs::create_dir(at("dir")).unwrap();
-        assert!(refused("dir").contains("no regular file"));
-        fs::write(at("open"), "secret").unwrap();
-        fs::set_permissions(at("open"), fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(refused("open").contains("(mode 640)"), "{}", refused("open"));
-        let (found, user) = (fs::metadata(at("key")).unwrap(), sys::effective_uid());
-        let other = check_private(&found, user + 1).unwrap_err();
-        assert!(other.contains(&format!("another user (uid {user})")) && other.contains("remove it"), "{other}");
     }
 
     #[test]

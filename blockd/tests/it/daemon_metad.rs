@@ -10,14 +10,18 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use wire::Error;
 use wire::attr::Timestamp;
+use wire::cert::Term;
 use wire::ids::{BlockHash, LayoutEpoch, MetadId, Point};
+use wire::issuer::IssuerKey;
 use wire::layout::{Layout, LayoutMember};
 use wire::message::block::{BlockReply, BlockRequest};
+use wire::message::cert::{RenewRefusal, RenewReply};
 use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest, Redirect};
 use wire::quic::{Endpoint, Incoming, ServerHandle, Service};
 use wire::revoked::Revocations;
 use wire::ticket::TicketKeys;
 use wire::tls::{ClusterCa, PeerIdentity, Role};
+use wire::trust::SignedTrust;
 
 /// A metad that leads, and makes a layout of the one daemon that it hears of, or that names the leader.
 #[derive(Default)]
@@ -28,6 +32,10 @@ pub(crate) struct Metad {
     pub(crate) unreferenced: Mutex<Vec<BlockHash>>,
     pub(crate) referenced: Mutex<Vec<BlockHash>>,
     pub(crate) revoked: Mutex<Revocations>,
+    /// How the CAs that are trusted have come to be.
+    pub(crate) steps: Mutex<Vec<SignedTrust>>,
+    /// With what it renews certificates.
+    pub(crate) issuer: OnceLock<IssuerKey>,
     /// Answers nothing any more, as a machine without power.
     pub(crate) silent: AtomicBool,
     pub(crate) own: OnceLock<SocketAddr>,
@@ -64,13 +72,23 @@ impl Metad {
     }
 }
 
+impl Metad {
+    fn renew(&self, peer: &PeerIdentity) -> RenewReply {
+        let Some(issuer) = self.issuer.get() else { return RenewReply::Refused(RenewRefusal::NoIssuer(MetadId(1))) };
+        let now = Timestamp::now();
+        let term = Term { issued: now, ends: Some(Timestamp { secs: now.secs + 1_000, nanos: 0 }) };
+        let certificate = issuer.renew(&peer.certificate, &peer.subject, &term).unwrap();
+        RenewReply::Renewed { certificate, issuer: issuer.cert().to_vec() }
+    }
+}
+
 impl Service for Metad {
     fn authorize(&self, peer: &PeerIdentity) -> Result<(), Error> {
         assert_eq!(peer.subject.role, Role::Blockd);
         Ok(())
     }
 
-    async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, incoming: Incoming) {
+    async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, incoming: Incoming) {
         if self.silent.load(Ordering::Relaxed) {
             return std::future::pending().await;
         }
@@ -87,6 +105,8 @@ impl Service for Metad {
                 let page = referenced.iter().filter(|hash| (from..=last).contains(*hash)).copied().collect();
                 MetaReply::Referenced { blocks: page, next: None }
             }
+            (None, MetaRequest::Trust { .. }) => MetaReply::Trust { steps: self.steps.lock().unwrap().clone() },
+            (None, MetaRequest::Renew) => MetaReply::Renewal(self.renew(&peer)),
             other => panic!("{other:?}"),
         };
         incoming.respond(&reply, &[]).await;

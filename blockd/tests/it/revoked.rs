@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use wire::Error;
 use wire::attr::Timestamp;
 use wire::codec;
+use wire::issuer::IssuerKey;
 use wire::message::block::{BlockReply, BlockRequest, ChordRequest};
 use wire::quic::{Endpoint, ServerHandle};
 use wire::revoked::{Revocations, Revoked};
-use wire::tls::{ClusterCa, Role};
+use wire::tls::{ClusterCa, Identity, Role};
+use wire::trust::Trust;
 
 /// The certificates of a name that exist now.
 pub(crate) fn all_of(role: Role, name: &str) -> Revoked {
@@ -47,13 +49,15 @@ struct Told {
     leading: Endpoint,
     _serving: ServerHandle,
     dir: tempfile::TempDir,
+    /// The identity with which the daemon was started last.
+    configured: Mutex<Option<Identity>>,
 }
 
 impl Told {
     fn new() -> Self {
         let ca = ClusterCa::create("t").unwrap();
         let (leader, leading, serving) = serve(&ca, Metad { epoch: Mutex::new(1), ..Metad::default() });
-        Self { ca, leader, leading, _serving: serving, dir: tempfile::tempdir().unwrap() }
+        Self { ca, leader, leading, _serving: serving, dir: tempfile::tempdir().unwrap(), configured: Mutex::default() }
     }
 
     async fn start(&self) -> Node {
@@ -61,7 +65,9 @@ impl Told {
         let mut config = Config::new("b1", "127.0.0.1:0".parse().unwrap(), self.dir.path(), metads);
         config.heartbeat_every = Duration::from_secs(3600);
         let heard = self.leader.heard.lock().unwrap().len();
-        let node = Node::start(config, identity(&self.ca, Role::Blockd, "b1")).await.unwrap();
+        let configured = identity(&self.ca, Role::Blockd, "b1");
+        *self.configured.lock().unwrap() = Some(configured.clone());
+        let node = Node::start(config, configured).await.unwrap();
         until("the leader hears of it", async || self.leader.heard.lock().unwrap().len() > heard).await;
         node
     }
@@ -211,5 +217,59 @@ async fn a_list_that_is_damaged_on_disk_is_asked_for_anew_and_stops_nothing() {
     told.says(1, vec![all_of(Role::Client, "victim")]);
     let node = told.start().await;
     until("the leader has told it", async || is_refused(&victim, &node, &BlockRequest::Status).await).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_daemon_moves_to_a_new_ca_serves_both_meanwhile_and_then_the_new_one_alone_also_after_a_restart() {
+    let told = Told::new();
+    let node = told.start().await;
+    let new = ClusterCa::succeeding("t", told.ca.cluster_id().unwrap()).unwrap();
+    let trust = |version, of: &[&ClusterCa]| {
+        let authorities = of.iter().map(|ca| ca.cert().unwrap()).collect();
+        Trust { version, authorities, ..Trust::original(told.ca.cluster_id().unwrap()) }
+    };
+    let both = trust(1, &[&told.ca, &new]);
+    let operator = |ca: &ClusterCa| identity(ca, Role::Admin, "a");
+    let begun = operator(&told.ca).sign_trust(&both, Some(&operator(&new))).unwrap();
+    let finished = operator(&new).sign_trust(&trust(2, &[&new]), None).unwrap();
+    let issuer = IssuerKey::create(&new, "m", &[Role::Blockd]).unwrap();
+    assert!(told.leader.issuer.set(issuer).is_ok());
+    let (old_client, new_client) = (bound(&told.ca, Role::Client, "old"), bound(&new, Role::Client, "new"));
+    ask(&old_client, &node, &BlockRequest::Status).await.unwrap();
+    assert!(matches!(ask(&new_client, &node, &BlockRequest::Status).await, Err(Error::WrongCluster { .. })));
+    *told.leader.steps.lock().unwrap() = vec![begun.clone()];
+    told.leading.trust_signed(std::slice::from_ref(&begun)).unwrap().unwrap();
+    told.says(1, Vec::new());
+    told.tell(&node, 1).await;
+    until("it serves clients of both", async || {
+        ask(&old_client, &node, &BlockRequest::Status).await.is_ok()
+            && ask(&new_client, &node, &BlockRequest::Status).await.is_ok()
+    })
+    .await;
+    let file = told.dir.path().join("identity.pem");
+    let newest = both.newest().unwrap();
+    until("its own certificate is of the new one", async || {
+        Identity::load(&file).is_ok_and(|kept| kept.certificate().authority == newest)
+    })
+    .await;
+    ask(&old_client, &node, &BlockRequest::Status).await.unwrap();
+    *told.leader.steps.lock().unwrap() = vec![begun, finished];
+    told.says(2, Vec::new());
+    let begun = Instant::now();
+    told.tell(&node, 2).await;
+    until("the old one is refused", async || ask(&old_client, &node, &BlockRequest::Status).await.is_err()).await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    ask(&new_client, &node, &BlockRequest::Status).await.unwrap();
+    until("that is on disk", async || Identity::load(&file).is_ok_and(|kept| kept.trust().version == 2)).await;
+    node.stop().await;
+    // With the configured identity, which is of the old one.
+    let metads = vec!["127.0.0.1:1".parse().unwrap()];
+    let config = Config::new("b1", "127.0.0.1:0".parse().unwrap(), told.dir.path(), metads);
+    let configured = told.configured.lock().unwrap().clone().unwrap();
+    let node = Node::start(config, configured).await.unwrap();
+    ask(&new_client, &node, &BlockRequest::Status).await.unwrap();
+    let refused = ask(&old_client, &node, &BlockRequest::Status).await.unwrap_err();
+    assert!(refused.to_string().contains("another CA of this one"), "{refused}");
     node.stop().await;
 }

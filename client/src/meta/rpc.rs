@@ -229,6 +229,11 @@ impl Rpc {
         }
     }
 
+    /// Notes that other CAs are trusted.
+    pub fn trust_changed(&self) {
+        self.metads.trust_changed();
+    }
+
     /// Opens a stream of events with the leader, or with the node that is guessed to lead.
     ///
     /// # Errors

@@ -2,8 +2,8 @@
 
 use crate::cluster::{Cluster, create, open};
 use bytes::Bytes;
-use client::Client;
 use client::network::{Blockd, EventStream, Metad, Network};
+use client::{Client, ClientConfig};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::net::SocketAddr;
@@ -15,10 +15,13 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use wire::Error;
+use wire::message::admin::{AdminReply, AdminRequest};
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::message::meta::{MetaReply, MetaRequest};
 use wire::op::Read;
 use wire::quic::Endpoint;
+use wire::tls::{ClusterCa, Role, Subject};
+use wire::trust::Trust;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -26,6 +29,15 @@ const LIMIT: Duration = Duration::from_secs(20);
 struct HeldUp {
     endpoint: Endpoint,
     held: watch::Sender<bool>,
+    /// Whether metad has said that other CAs are trusted.
+    told: watch::Sender<bool>,
+}
+
+impl HeldUp {
+    fn new(config: &ClientConfig) -> Arc<Self> {
+        let endpoint = Endpoint::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &config.bundle.identity).unwrap();
+        Arc::new(Self { endpoint, held: watch::Sender::new(false), told: watch::Sender::new(false) })
+    }
 }
 
 impl Metad for HeldUp {
@@ -50,6 +62,10 @@ impl Metad for HeldUp {
         request: &'a MetaRequest,
     ) -> BoxFuture<'a, Result<Box<dyn EventStream>, Error>> {
         self.endpoint.events(metad, request)
+    }
+
+    fn trust_changed(&self) {
+        self.told.send_replace(true);
     }
 }
 
@@ -80,8 +96,7 @@ async fn content_stays_where_it_waits_while_metad_does_not_say_what_others_did()
     let cluster = Cluster::start().await;
     let mut config = cluster.config();
     config.dirty_age = Duration::from_secs(3600);
-    let endpoint = Endpoint::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &config.bundle.identity).unwrap();
-    let network = Arc::new(HeldUp { endpoint, held: watch::Sender::new(false) });
+    let network = HeldUp::new(&config);
     let one = Client::connect_over(config, network.clone(), None).await.unwrap();
     let two = cluster.lazy_client().await;
     let first = create(&one, "file").await;
@@ -106,4 +121,25 @@ async fn content_stays_where_it_waits_while_metad_does_not_say_what_others_did()
     let written = timeout(LIMIT, write).await.expect("metad answers again");
     assert_eq!(written, Ok(4));
     assert_eq!(one.fsync(&first.handle).await, Ok(()), "it is based on what the other one wrote");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_is_told_at_once_when_other_cas_are_trusted() {
+    let cluster = Cluster::start().await;
+    let config = cluster.config();
+    let network = HeldUp::new(&config);
+    let _client = Client::connect_over(config, network.clone(), None).await.unwrap();
+    let bundle = cluster.embedded.admin_bundle();
+    let operator = &bundle.identity;
+    let id = operator.cluster_id();
+    let new = ClusterCa::succeeding("new", id).unwrap();
+    let authorities = vec![operator.ca().to_vec(), new.cert().unwrap()];
+    let trust = Trust { version: 1, authorities, ..Trust::original(id) };
+    let other = new.issue(&Subject::new(Role::Admin, "other")).unwrap();
+    let step = operator.sign_trust(&trust, Some(&other)).unwrap();
+    let endpoint = Endpoint::bind(SocketAddr::from(([127, 0, 0, 1], 0)), operator).unwrap();
+    let request = MetaRequest::Admin(AdminRequest::SetTrust { step, force: false });
+    let changed = Metad::ask(&endpoint, bundle.metads[0], &request, LIMIT).await;
+    assert!(matches!(changed, Ok(MetaReply::Admin(AdminReply::Told(_)))), "{changed:?}");
+    timeout(LIMIT, network.told.subscribe().wait_for(|told| *told)).await.expect("it is told").unwrap();
 }

@@ -108,6 +108,12 @@ impl Liveness {
         shown.filter(is_of_it).map(|(_, certificate)| certificate.clone()).collect()
     }
 
+    /// Returns what was shown for each session that was heard.
+    pub fn shown(&self) -> HashMap<SessionId, (Subject, Certificate)> {
+        let sessions = self.sessions.lock();
+        sessions.iter().filter_map(|(id, heard)| Some((*id, heard.by.clone()?))).collect()
+    }
+
     /// Forgets a session that has ended.
     pub fn forget_session(&self, id: SessionId) {
         self.sessions.lock().remove(&id);

@@ -102,7 +102,7 @@ impl Shared {
 mod tests {
     use super::*;
     use wire::attr::Timestamp;
-    use wire::cert::Term;
+    use wire::cert::{AuthorityId, Term};
     use wire::message::cert::IssuedInfo;
     use wire::revoked::{Revocations, Revoked};
 
@@ -175,6 +175,7 @@ mod tests {
             subject: subject.clone(),
             key: key(1),
             issuers: vec![key(8), key(7)],
+            authority: AuthorityId::default(),
             by: MetadId(1),
             term: Term { issued: Timestamp::default(), ends: None },
             addr: ([10, 0, 0, 1], 1).into(),

@@ -5,8 +5,9 @@
 //! at once.
 
 use crate::Shared;
+use crate::config::IDENTITY_FILE;
 use crate::error::ProposeError;
-use crate::fs::{Command, Stamped, cert, session, settings};
+use crate::fs::{Command, Stamped, cert, session, settings, trust};
 use crate::refused::log;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use tokio::task::JoinSet;
 use wire::ids::SessionId;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::message::cert::{AuditEvent, AuditRecord};
-use wire::tls::Role;
+use wire::message::event::MetaEvent;
+use wire::tls::{Identity, Role};
 
 /// Pause between looks whether the list has changed. The node that has proposed a change is told at once.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -36,7 +38,7 @@ pub fn learn(shared: &Shared) -> Option<u64> {
     let is_newer = shared.endpoint.revoke(&revocations);
     if is_newer {
         tracing::info!(version, count, "the list of what is revoked has changed");
-        if shared.config.issuer.is_some() && shared.signing_issuer().is_none() {
+        if shared.issuer.get().is_some() && shared.signing_issuer().is_none() {
             tracing::warn!(
                 "the issuer of this metad is revoked, so it signs nothing: make another one with `surf cluster issuer`"
             );
@@ -45,12 +47,54 @@ pub fn learn(shared: &Shared) -> Option<u64> {
     is_newer.then_some(version)
 }
 
-/// Watches the list until cancelled.
+/// Trusts the CAs that the applied state says. Call it before anybody is served. Returns this node's identity if it has
+/// changed: it is to be kept.
+pub fn learn_trust(shared: &Shared) -> Option<Identity> {
+    let trust = trust::trust(&**shared.consensus.state())?;
+    let own = shared.endpoint.identity();
+    // An identity of another CA was put here by hand: that of a cluster that has lost its CA, or was recovered.
+    if trust.version <= own.trust().version || !own.is_below_one_of(&trust) {
+        return None;
+    }
+    match shared.endpoint.trust(&trust) {
+        Ok(identity) => {
+            tracing::info!(version = trust.version, authorities = ?trust.ids(), "other CAs are trusted");
+            if shared.issuer.get().is_some() && shared.signing_issuer().is_none() {
+                tracing::warn!(
+                    "the issuer of this metad is of a CA that is not trusted any more, so it signs nothing: make another one \
+                     with `surf cluster issuer`, and put it in its place"
+                );
+            }
+            identity
+        }
+        Err(error) => {
+            tracing::error!(%error, "the CAs that the cluster trusts cannot be used");
+            None
+        }
+    }
+}
+
+/// Writes this node's identity. What is not written is learned again after the next start.
+pub fn keep(shared: &Shared, identity: &Identity) {
+    if let Err(error) = identity.save(&shared.config.data_dir.join(IDENTITY_FILE)) {
+        tracing::warn!(%error, "the identity, with the CAs to trust, is not on disk; make it writable");
+    }
+}
+
+/// Watches the list and the CAs until cancelled.
 pub async fn run(shared: Arc<Shared>) {
     // Dropped with this task: daemons that do not answer are left to their heartbeats.
     let mut telling = JoinSet::new();
     loop {
         let changed = shared.revoked_changed.notified();
+        if let Some(identity) = learn_trust(&shared) {
+            // Only sessions of the leader have streams. Block daemons hear of it with the list.
+            shared.events.send_to_others(SessionId::default(), &MetaEvent::TrustChanged);
+            let shared = shared.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || keep(&shared, &identity)).await {
+                tracing::warn!(%error, "the identity may not be on disk");
+            }
+        }
         if let Some(version) = learn(&shared)
             && shared.consensus.leads()
         {

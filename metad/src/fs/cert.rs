@@ -6,11 +6,11 @@
 //! renewed once it has ended, nor if an issuer has signed it: somebody may have its key who has no say any more.
 
 use super::view::{Kv, KvExt, View, decode_stored};
-use super::{audit, cert_keys, keys, token};
+use super::{audit, cert_keys, keys, token, trust};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use wire::attr::Timestamp;
-use wire::cert::{KeyId, Term};
+use wire::cert::{AuthorityId, KeyId, Term};
 use wire::ids::MetadId;
 use wire::limits::{CERT_LIFE_MS, ISSUED_MAX, ISSUERS_MAX, REVOKED_MAX};
 use wire::message::cert::{AuditEvent, AuditRecord, CertList, IssuedInfo, RenewRefusal, Renewal, RevokedInfo};
@@ -40,6 +40,8 @@ pub struct Issued {
     subject: Subject,
     /// Those that have signed for it, the last one at the end.
     issuers: Vec<KeyId>,
+    /// The CA of the last one.
+    authority: AuthorityId,
     by: MetadId,
     issued: Timestamp,
     /// No certificate for it that a metad has signed ends later.
@@ -72,6 +74,8 @@ pub struct Enrolling {
     pub newcomer: token::Use,
     /// The key of the issuer.
     pub issuer: KeyId,
+    /// The CA that has signed the issuer.
+    pub authority: AuthorityId,
     /// The metad that signs.
     pub by: MetadId,
     /// Whence the newcomer asks.
@@ -173,6 +177,7 @@ pub fn list(kv: &dyn Kv) -> CertList {
         subject: one.subject,
         key,
         issuers: one.issuers,
+        authority: one.authority,
         by: one.by,
         addr: one.addr,
         revoked: one.revoked,
@@ -269,7 +274,7 @@ pub fn earlier(
 
 /// Applies `Command::Enroll`. Returns whom the certificate is for, and for how long.
 pub(super) fn enroll(view: &mut View, now: Timestamp, enrolling: &Enrolling) -> Result<(Subject, Term), EnrollRefusal> {
-    let Enrolling { newcomer, issuer, by, addr } = enrolling;
+    let Enrolling { newcomer, issuer, authority, by, addr } = enrolling;
     let key = KeyId(newcomer.key);
     token::expire(view, now);
     let (subject, is_again) = token::judge(view, now, newcomer)?;
@@ -295,19 +300,19 @@ pub(super) fn enroll(view: &mut View, now: Timestamp, enrolling: &Enrolling) -> 
         gone.into_iter().for_each(|gone| view.delete(cert_keys::issued(&gone)));
     }
     token::count(view, now, newcomer, &subject);
-    let (issuer, by, addr, ends) = (*issuer, *by, *addr, term.ends.unwrap_or(term.issued));
+    let (issuer, authority, by, addr, ends) = (*issuer, *authority, *by, *addr, term.ends.unwrap_or(term.issued));
     let who = format!("{} {}", subject.role, subject.name);
     let detail = format!("key {key}, token {:016x}, signed by metad-{by}", newcomer.token.0);
     audit::add(view, &AuditRecord { at: now, event: AuditEvent::Enrolled, who, addr: Some(addr), detail });
     let (issuers, revoked) = (Vec::new(), None);
-    let issued = Issued { subject: subject.clone(), issuers, by, issued: term.issued, ends, addr, revoked };
+    let issued = Issued { subject: subject.clone(), issuers, authority, by, issued: term.issued, ends, addr, revoked };
     write(view, &key, known, (issuer, issued));
     Ok((subject, term))
 }
 
 /// Returns the term of a renewal, and whether it is written down already.
 fn decide(kv: &dyn Kv, now: Timestamp, renewal: &Renewal) -> Result<(Term, bool), RenewRefusal> {
-    let Renewal { subject, key, issued, ends, shown, issuer, by, .. } = renewal;
+    let Renewal { subject, key, issued, ends, shown, issuer, by, moves, .. } = renewal;
     let is_issuer_revoked = |issuer: &KeyId| is_listed(kv, &Revoked::Issuer(*issuer));
     if is_revoked(kv, subject.role, &subject.name, (*key, *issued)) || shown.as_ref().is_some_and(is_issuer_revoked) {
         return Err(RenewRefusal::Revoked);
@@ -321,7 +326,7 @@ fn decide(kv: &dyn Kv, now: Timestamp, renewal: &Renewal) -> Result<(Term, bool)
         Some(known) => {
             let is_fresh = now.nanos_since(known.issued) * AGAIN_PART < known.ends.nanos_since(known.issued);
             if is_fresh && known.ends > now {
-                if known.ends <= *ends {
+                if known.ends <= *ends && !moves {
                     return Err(RenewRefusal::TooEarly);
                 }
                 if known.issuers.contains(issuer) {
@@ -331,10 +336,15 @@ fn decide(kv: &dyn Kv, now: Timestamp, renewal: &Renewal) -> Result<(Term, bool)
         }
         // Whoever had an issuer's key that was revoked since may have signed it.
         None if shown.is_some() || *ends <= now => return Err(RenewRefusal::Unknown),
+        // So may whoever has had the CA's key.
+        None if *moves && trust::trust(kv).is_some_and(|trust| trust.remembered_only) => {
+            return Err(RenewRefusal::Unknown);
+        }
         None => {}
     }
     let term = new_term(kv, now, subject, known.as_ref()).ok_or(RenewRefusal::Revoked)?;
-    if term.ends.is_some_and(|new| new <= *ends) {
+    // A lasting one of an older CA gets one that ends.
+    if !moves && term.ends.is_some_and(|new| new <= *ends) {
         return Err(RenewRefusal::TooEarly);
     }
     if known.is_none() {
@@ -369,23 +379,24 @@ pub(super) fn renew(view: &mut View, now: Timestamp, renewal: &Renewal) -> Resul
     if is_written {
         return Ok(term);
     }
-    let Renewal { subject, key, issuer, by, addr, .. } = renewal;
+    let Renewal { subject, key, issuer, authority, by, addr, .. } = renewal;
     let known = record(view, key);
     if known.is_none() {
         let gone = in_the_way(view, now).map_err(|()| RenewRefusal::Full)?;
         gone.into_iter().for_each(|gone| view.delete(cert_keys::issued(&gone)));
     }
-    let (issuer, by, addr, ends) = (*issuer, *by, *addr, term.ends.unwrap_or(term.issued));
+    let (issuer, authority, by, addr, ends) = (*issuer, *authority, *by, *addr, term.ends.unwrap_or(term.issued));
     let who = format!("{} {}", subject.role, subject.name);
     let detail = format!("key {key}, signed by metad-{by}");
     audit::add(view, &AuditRecord { at: now, event: AuditEvent::Renewed, who, addr: Some(addr), detail });
     let (issuers, revoked) = (Vec::new(), None);
-    let issued = Issued { subject: subject.clone(), issuers, by, issued: term.issued, ends, addr, revoked };
+    let issued = Issued { subject: subject.clone(), issuers, authority, by, issued: term.issued, ends, addr, revoked };
     write(view, key, known, (issuer, issued));
     Ok(term)
 }
 
-fn changed(view: &mut View) {
+/// Raises the version of what is revoked, by which block daemons hear of a change.
+pub(super) fn changed(view: &mut View) {
     let next = version(view) + 1;
     view.store(keys::setting(VERSION), &next);
 }
@@ -536,7 +547,7 @@ mod tests {
             let hash = Secret([7; 32]).hash();
             let newcomer = token::Use { token: TokenId(token), hash, key: [key; 32], host: "h".to_owned() };
             let addr = ([10, 0, 0, 2], 2).into();
-            match self.apply(ms, Command::Enroll(Enrolling { newcomer, issuer, by: MetadId(1), addr })) {
+            match self.apply(ms, Command::Enroll(Enrolling { newcomer, issuer, authority: CA, by: MetadId(1), addr })) {
                 CommandReply::Issued(issued) => issued,
                 other => panic!("{other:?}"),
             }
@@ -583,6 +594,7 @@ mod tests {
 
     const ISSUER: KeyId = KeyId([9; 32]);
     const OTHER: KeyId = KeyId([8; 32]);
+    const CA: AuthorityId = AuthorityId([6; 16]);
 
     fn renewal((shown, issuer): (Option<KeyId>, KeyId), subject: &Subject, key: u8, term: Term) -> Renewal {
         Renewal {
@@ -592,6 +604,8 @@ mod tests {
             ends: term.ends.unwrap(),
             shown,
             issuer,
+            authority: CA,
+            moves: false,
             by: MetadId(1),
             addr: ([10, 0, 0, 2], 2).into(),
         }

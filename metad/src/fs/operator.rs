@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use wire::ids::{SessionId, TokenId};
 use wire::layout::Layout;
 use wire::token::NewToken;
+use wire::trust::SignedTrust;
 
 /// What an operator may have changed. Those that name their asker themselves are not among them. Variants are only ever
 /// appended.
@@ -40,6 +41,8 @@ pub enum Change {
     SetLayout(Layout),
     /// As [`Command::Repair`].
     Repair(Repairing),
+    /// As [`Command::SetTrust`].
+    SetTrust(SignedTrust),
 }
 
 impl From<Change> for Command {
@@ -53,6 +56,7 @@ impl From<Change> for Command {
             Change::CloseSessions(sessions) => Self::CloseSessions(sessions),
             Change::SetLayout(layout) => Self::SetLayout(layout),
             Change::Repair(repairing) => Self::Repair(repairing),
+            Change::SetTrust(step) => Self::SetTrust(step),
         }
     }
 }

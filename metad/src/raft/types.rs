@@ -59,6 +59,7 @@ impl std::fmt::Display for Stamped {
             Command::Revoke(revoking) => write!(f, "{} revocations", revoking.list.len()),
             Command::Allow { list, .. } => write!(f, "{} revocations less", list.len()),
             Command::SetCertLife { ms, .. } => write!(f, "certificates live for {ms} ms"),
+            Command::SetTrust(_) => f.write_str("other CAs to trust"),
             Command::Note(record) => write!(f, "audit: {}", record.event),
             Command::ByOperator { asker, change } => {
                 let command: Command = change.clone().into();

@@ -94,6 +94,8 @@ impl Server {
             AdminRequest::Audit { since } => {
                 AdminReply::Audit(AuditRecords { records: audit::since(&**consensus.state(), since) })
             }
+            AdminRequest::Rotation => AdminReply::Rotation(Box::new(self.rotation_status().await)),
+            AdminRequest::SetTrust { step, force } => self.set_trust(peer, step, force).await?,
             // Answered above, by any node.
             AdminRequest::Refusals { .. } => AdminReply::Done,
         };

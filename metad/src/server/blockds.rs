@@ -184,6 +184,7 @@ mod tests {
             data_dir: dir.path().join("metad-1"),
             identity: ca.issue(&Subject::new(Role::Metad, "metad-1")).unwrap(),
             issuer: None,
+            issuer_file: None,
             initial: [(MetadId(1), own.local_addr())].into(),
             replicas: 1,
             min_sync: 1,

@@ -7,6 +7,7 @@ use crate::fs::cert::{self, Asker, FOR_EVER, Outcome, Revoking};
 use crate::fs::{Command, CommandReply, session, settings};
 use crate::refused::log;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 use wire::attr::Timestamp;
 use wire::cert::{Certificate, KeyId, Term};
@@ -59,7 +60,7 @@ impl Server {
         let CertTarget { text, role, issuer } = target;
         let is_role = |info: &&IssuedInfo| role.is_none_or(|role| role == info.subject.role);
         if *issuer {
-            let (me, own) = (self.shared.config.id, self.shared.config.issuer.as_ref().map(|issuer| issuer.key()));
+            let (me, own) = (self.shared.config.id, self.shared.issuer.get().map(|issuer| issuer.key()));
             return Ok(issuers(known, text, (me, own))?.into_iter().map(Revoked::Issuer).collect());
         }
         let named: Vec<&IssuedInfo> =
@@ -144,7 +145,7 @@ impl Server {
         let is_of_name =
             |info: &IssuedInfo| info.subject.name == *text && role.is_none_or(|it| it == info.subject.role);
         let keys: Vec<KeyId> = known.issued.iter().filter(|info| is_of_name(info)).map(|info| info.key).collect();
-        let (me, own) = (self.shared.config.id, self.shared.config.issuer.as_ref().map(|issuer| issuer.key()));
+        let (me, own) = (self.shared.config.id, self.shared.issuer.get().map(|issuer| issuer.key()));
         let meant = issuers(&known, text, (me, own)).unwrap_or_default();
         let is_meant = |revoked: &Revoked| match revoked {
             Revoked::Name { role: of, name, .. } => !issuer && name == text && role.is_none_or(|role| role == *of),
@@ -205,11 +206,17 @@ impl Shared {
     pub(crate) async fn renew(&self, peer: &PeerIdentity) -> Result<RenewReply, RenewRefusal> {
         let PeerIdentity { subject, certificate, addr, .. } = peer;
         let me = self.config.id;
-        if certificate.is_lasting() {
+        let newest = self.endpoint.identity().trust().newest();
+        let is_to_move = newest.is_some_and(|newest| newest != certificate.authority);
+        if certificate.is_lasting() && !is_to_move {
             return Err(RenewRefusal::Lasting);
         }
         let issuer = self.signing_issuer().filter(|issuer| issuer.roles().contains(&subject.role));
         let issuer = issuer.ok_or(RenewRefusal::NoIssuer(me))?;
+        let moves = is_to_move && newest == Some(issuer.authority());
+        if certificate.is_lasting() && !moves {
+            return Err(RenewRefusal::NoIssuer(me));
+        }
         // A peer that asks without end has one request under way.
         let _turn = self.renewals.take(&certificate.key.to_hex()).ok_or(RenewRefusal::Later)?;
         let Certificate { key, issued, ends, issuer: shown, .. } = certificate;
@@ -220,10 +227,16 @@ impl Shared {
             ends: *ends,
             shown: *shown,
             issuer: issuer.key(),
+            authority: issuer.authority(),
+            moves,
             by: me,
             addr: *addr,
         };
-        let term = self.noted(renewal).await?;
+        let term = self.noted(renewal).await.map_err(|why| match why {
+            // Another metad may have an issuer of the new CA.
+            RenewRefusal::TooEarly if is_to_move => RenewRefusal::NoIssuer(me),
+            why => why,
+        })?;
         match issuer.renew(certificate, subject, &term) {
             Ok(certificate) => Ok(RenewReply::Renewed { certificate, issuer: issuer.cert().to_vec() }),
             Err(error) => {
@@ -314,10 +327,12 @@ impl Shared {
         self.revoke(asker(peer), list, "it was removed".to_owned()).await
     }
 
-    /// Returns with what this metad signs, unless that is revoked.
-    pub(crate) fn signing_issuer(&self) -> Option<&IssuerKey> {
-        let issuer = self.config.issuer.as_deref()?;
-        (!self.endpoint.refusals().refuse_issuer(&issuer.key())).then_some(issuer)
+    /// Returns with what this metad signs, unless that is revoked, or of a CA that is not trusted any more.
+    pub(crate) fn signing_issuer(&self) -> Option<Arc<IssuerKey>> {
+        let refusals = self.endpoint.refusals();
+        let may_sign =
+            |issuer: &Arc<IssuerKey>| !refusals.refuse_issuer(&issuer.key()) && !refusals.distrust(&issuer.authority());
+        self.issuer.get().filter(may_sign)
     }
 
     /// Records something in the audit, here and in the state. It is not worth failing for.

@@ -5,7 +5,7 @@ use super::cert::asker;
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::operator::Change;
-use crate::fs::{Command, CommandReply, cert, token};
+use crate::fs::{Command, CommandReply, cert, token, trust};
 use crate::refused::log;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -153,7 +153,8 @@ impl Server {
         let (subject, term) = match cert::earlier(state, self.shared.clock.now(), &newcomer, &issuer.key())? {
             Some(earlier) => earlier,
             None => {
-                let enrolling = cert::Enrolling { newcomer, issuer: issuer.key(), by: me, addr };
+                let enrolling =
+                    cert::Enrolling { newcomer, issuer: issuer.key(), authority: issuer.authority(), by: me, addr };
                 match self.shared.propose(Command::Enroll(enrolling)).await {
                     Ok(CommandReply::Issued(outcome)) => outcome?,
                     Err(ProposeError::NotLeader(leader)) => return Ok(not_leader(leader)),
@@ -162,7 +163,7 @@ impl Server {
                 }
             }
         };
-        Ok(self.signed(addr, issuer, &signing, (&subject, &term)))
+        Ok(self.signed(addr, &issuer, &signing, (&subject, &term)))
     }
 
     fn signed(
@@ -184,6 +185,7 @@ impl Server {
                     certificate,
                     issuer: issuer.cert().to_vec(),
                     metads: nodes.into_iter().map(|(_, addr)| addr).take(TOKEN_METADS_MAX).collect(),
+                    steps: trust::steps(&**self.shared.consensus.state()),
                 }
             }
             Err(error) => {

@@ -173,7 +173,10 @@ impl Events {
 
 /// Returns whether an event may be lost: it asks for nothing, and the session also learns otherwise what it says.
 fn only_informs(event: &MetaEvent) -> bool {
-    matches!(event, MetaEvent::Orphaned(_) | MetaEvent::LockReleased(_) | MetaEvent::LayoutChanged(_))
+    matches!(
+        event,
+        MetaEvent::Orphaned(_) | MetaEvent::LockReleased(_) | MetaEvent::LayoutChanged(_) | MetaEvent::TrustChanged
+    )
 }
 
 #[cfg(test)]

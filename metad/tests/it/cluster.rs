@@ -59,6 +59,7 @@ pub(super) fn config(
         data_dir: dir.join(format!("metad-{id}")),
         identity,
         issuer: Some(Arc::new(IssuerKey::create(ca, &format!("metad-{id}"), &ISSUED).unwrap())),
+        issuer_file: None,
         initial: initial.clone(),
         replicas: 1,
         min_sync: 1,

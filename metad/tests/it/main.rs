@@ -11,5 +11,6 @@ mod hostile;
 mod model_machine;
 mod recovery;
 mod replace;
+mod rotate;
 mod snapshots;
 mod tokens;

@@ -5,6 +5,7 @@ use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
+use wire::bundle::Bundle;
 use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
 
 /// How to reach a cluster.
@@ -35,6 +36,11 @@ impl Access {
     /// Returns the connection for a command that asks a lot, and how long it may take to find the leader.
     pub fn enter(&self) -> Result<(Admin, Duration)> {
         Ok((Admin::load(&self.bundle)?, Duration::from_secs(self.wait_s)))
+    }
+
+    /// Reads the bundle.
+    pub fn bundle(&self) -> Result<Bundle> {
+        Ok(Bundle::load(&self.bundle)?)
     }
 
     /// The cluster's state.

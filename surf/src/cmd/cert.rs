@@ -1,12 +1,12 @@
 //! `surf cert`: the certificates of a cluster: list them, revoke them, let them in again.
 
 use super::access::Access;
+use super::rotate::{MakeCa, Rotate, identity_in};
 use super::token::issuable;
 use crate::output::{self, say};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
-use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ use wire::issuer::IssuerKey;
 use wire::message::admin::{AdminReply, AdminRequest};
 use wire::message::cert::{CertList, CertTarget, IssuedInfo, RevokedInfo};
 use wire::revoked::Revoked;
-use wire::tls::{ClusterCa, Identity, Role, Subject};
+use wire::tls::{ClusterCa, Role, Subject};
 
 /// Certificates: list them, refuse some from now on, let them in again.
 #[derive(Args)]
@@ -63,6 +63,10 @@ enum Command {
     /// Make an identity with the cluster's ca.pem: for another operator, or where no metad signs. It lasts, unless --days says
     /// otherwise. Needs no cluster.
     Issue(Issue),
+    /// Put a new CA in the place of the old one, while everybody works.
+    RotateCa(Rotate),
+    /// Make a CA for a cluster of which no operator is left, nor ca.pem. Needs no cluster.
+    MakeCa(MakeCa),
     /// What a file says: an identity, a bundle, or an issuer. Needs no cluster.
     Show {
         /// The file.
@@ -160,6 +164,8 @@ impl Cert {
                 tell(access.ask(AdminRequest::AllowCert { target: which.target() }).await?)?;
             }
             Command::Issue(issue) => issue.run()?,
+            Command::MakeCa(make) => make.run()?,
+            Command::RotateCa(rotate) => return rotate.run().await,
             Command::Show { file, json } => show_file(&file, json)?,
         }
         Ok(ExitCode::SUCCESS)
@@ -192,6 +198,7 @@ fn show(certs: &CertList, as_json: bool) -> Result<()> {
                 "state": state(info, now), "read_only": info.subject.grant.read_only,
                 "issued": output::time(info.term.issued), "ends": info.term.ends.map(output::time),
                 "signed_by": format!("metad-{}", info.by),
+                "authority": info.authority.to_string(),
                 "issuers": info.issuers.iter().map(|issuer| issuer.to_hex()).collect::<Vec<_>>(),
                 "address": info.addr, "revoked": info.revoked.map(output::time),
             })
@@ -256,15 +263,14 @@ fn show_file(file: &Path, as_json: bool) -> Result<()> {
         say!("issuer of {}, key {}", roles.join(", "), issuer.key().to_hex());
         return Ok(());
     }
-    let text = fs::read_to_string(file).with_context(|| format!("{}: cannot be read", file.display()))?;
-    let identity =
-        if text.contains("format =") { Bundle::load(file)?.identity } else { Identity::from_pem(file, &text)? };
+    let identity = identity_in(file)?;
     let (subject, certificate) = (identity.subject(), identity.certificate());
     let ends = (!certificate.is_lasting()).then_some(certificate.ends);
     if as_json {
         return output::json(&json!({
             "role": subject.role.to_string(), "name": subject.name, "key": certificate.key.to_hex(),
-            "issuer": certificate.issuer.map(|key| key.to_hex()), "issued": output::time(certificate.issued),
+            "issuer": certificate.issuer.map(|key| key.to_hex()), "authority": certificate.authority.to_string(),
+            "cluster": identity.cluster_id().to_string(), "issued": output::time(certificate.issued),
             "ends": ends.map(output::time),
         }));
     }

@@ -189,7 +189,7 @@ impl<'a> Pending<'a> {
             bail!("{out}: is there already; move it away, or choose another place with --out");
         };
         let bundle = load()?;
-        if !pending.is_of(&bundle.identity) || !token.is_of(bundle.identity.ca()) {
+        if !pending.is_of(&bundle.identity) || !bundle.identity.authorities().iter().any(|ca| token.is_of(ca)) {
             bail!(
                 "{out}: is there already, and was not made with {key} and this token; move both away, or choose another place with --out"
             );

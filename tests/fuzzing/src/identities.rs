@@ -1,7 +1,7 @@
 //! Certificates, identities, bundles, and the files that name the owner of a directory.
 //!
-//! Keys are random, and a corpus must not change with each run. So three identities of one cluster lie in
-//! `identities/`; they are of no use anywhere else.
+//! Keys are random, and a corpus must not change with each run. So four identities of one cluster lie in
+//! `identities/`, one of which has moved to a new CA; they are of no use anywhere else.
 
 use crate::corpus::root;
 use crate::memory;
@@ -12,13 +12,18 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 use wire::bundle::Bundle;
+use wire::cert::Term;
 use wire::ids::MetadId;
+use wire::issuer::IssuerKey;
 use wire::tls::{ClusterCa, Identity, Role, Subject};
+use wire::trust::Trust;
 
 /// The roles of which there is an identity.
 const ROLES: [Role; 3] = [Role::Metad, Role::Blockd, Role::Client];
 /// The mount of [`client_owner`].
 const MOUNT: &str = "/mnt";
+/// The file of an identity that has moved to a new CA.
+const MOVED: &str = "moved.pem";
 
 static IDENTITIES: LazyLock<[Identity; 3]> = LazyLock::new(|| {
     let folder = root().join("identities");
@@ -29,10 +34,34 @@ static IDENTITIES: LazyLock<[Identity; 3]> = LazyLock::new(|| {
         for role in ROLES {
             let identity = ca.issue(&Subject::new(role, &format!("{role}-1"))).expect("an identity can be made");
             identity.save(&path(role)).expect("a file can be written");
+            if role == Role::Client {
+                moved(&ca, &identity).save(&folder.join(MOVED)).expect("a file can be written");
+            }
         }
     }
     ROLES.map(|role| Identity::load(&path(role)).expect("the identities of the corpus are good"))
 });
+
+/// Returns this identity with a certificate of a new CA, beside that of the one that is there.
+fn moved(ca: &ClusterCa, identity: &Identity) -> Identity {
+    let new = ClusterCa::succeeding("fuzzing", identity.cluster_id()).expect("a CA can be made");
+    let authorities = [ca, &new].map(|ca| ca.cert().expect("it has one")).to_vec();
+    let trust = Trust { version: 1, authorities, ..Trust::original(identity.cluster_id()) };
+    let issuer = IssuerKey::create(&new, "fuzzing", &ROLES).expect("an issuer can be made");
+    let (shown, subject) = (identity.certificate(), identity.subject());
+    let certificate = issuer.renew(shown, subject, &Term::lasting()).expect("it can be renewed");
+    let trusting = identity.trusting(&trust).expect("the CAs are of its cluster");
+    trusting.renewed(&certificate, issuer.cert()).expect("it fits")
+}
+
+/// Returns the last section of the file of the identity that has moved.
+fn moved_besides() -> Vec<u8> {
+    // The files are made together.
+    LazyLock::force(&IDENTITIES);
+    let text = fs::read(root().join("identities").join(MOVED)).expect("the file can be read");
+    let parts = pem::parse_many(text).expect("an identity is PEM");
+    parts.last().expect("it has sections").contents().to_vec()
+}
 
 /// Returns the identity of this role.
 ///
@@ -71,6 +100,11 @@ pub fn certificate(data: &[u8]) -> bool {
     let mut parts = pem::parse_many(of(Role::Client).to_pem()).expect("an identity is PEM");
     parts[1] = pem::Pem::new("CERTIFICATE", data);
     again(&parts.iter().map(pem::encode).collect::<String>())
+}
+
+/// What an identity has besides its certificate, once another CA was brought in.
+pub fn trust(data: &[u8]) -> bool {
+    again(&[of(Role::Client).to_pem(), pem::encode(&pem::Pem::new("SURF TRUST", data))].concat())
 }
 
 /// A PEM file with an identity.
@@ -121,7 +155,7 @@ pub fn client_owner(data: &[u8]) -> bool {
 
 /// Good inputs.
 pub mod samples {
-    use super::{MOUNT, client_bundle, memory, of};
+    use super::{MOUNT, client_bundle, memory, moved_besides, of};
     use crate::Samples;
     use blockd::ownership::Ownership;
     use client::LocalDir;
@@ -146,6 +180,12 @@ pub mod samples {
     #[must_use]
     pub fn identity() -> Samples {
         vec![("client", of(Role::Client).to_pem().into_bytes())]
+    }
+
+    /// What a client trusts that has moved to a new CA, while the older one is trusted as well.
+    #[must_use]
+    pub fn trust() -> Samples {
+        vec![("moved", moved_besides())]
     }
 
     /// The bundle of a client.

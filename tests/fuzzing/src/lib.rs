@@ -61,6 +61,7 @@ targets! {
     messages::backup, backup: "a backup file";
     apply::metad_batch, batch: "a batch of a client, checked and applied by a metad";
     apply::metad_heartbeat, heartbeat: "the heartbeat of a block daemon, and what a metad derives from it";
+    identities::trust, trust: "which CAs a node trusts, in its file";
     identities::certificate, certificate: "a certificate with its private extension, from a peer";
     identities::identity, identity: "a PEM file with an identity";
     identities::bundle, bundle: "a bundle file";

@@ -50,7 +50,7 @@ pub mod samples {
     use metad::fs::session::{Confined, Opening};
     use metad::fs::token::Use;
     use wire::attr::Timestamp;
-    use wire::cert::KeyId;
+    use wire::cert::{AuthorityId, KeyId};
     use wire::ids::{Ino, MetadId, SessionId, TokenId};
     use wire::message::check::CheckId;
     use wire::revoked::Revoked;
@@ -74,7 +74,13 @@ pub mod samples {
         let (token, hash) = (TokenId(9), SecretHash([5; 32]));
         let newcomer = Use { token, hash, key: [6; 32], host: "laptop".to_owned() };
         let addr = ([10, 0, 0, 1], 7).into();
-        let enrolling = Enrolling { newcomer: newcomer.clone(), issuer: KeyId([7; 32]), by: MetadId(1), addr };
+        let enrolling = Enrolling {
+            newcomer: newcomer.clone(),
+            issuer: KeyId([7; 32]),
+            authority: AuthorityId([4; 16]),
+            by: MetadId(1),
+            addr,
+        };
         let asker = Asker { name: "admin".to_owned(), key: KeyId([8; 32]), issued: Timestamp::default(), addr };
         let list = vec![Revoked::Key(KeyId([6; 32]))];
         let revoking = Revoking { asker: asker.clone(), list, reason: "lost".to_owned() };

@@ -57,6 +57,7 @@ impl Certificates {
                 data_dir: PathBuf::new(),
                 identity,
                 issuer: None,
+                issuer_file: None,
                 initial: BTreeMap::new(),
                 replicas: 1,
                 min_sync: 1,

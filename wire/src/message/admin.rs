@@ -4,10 +4,11 @@ use crate::attr::Timestamp;
 use crate::ids::{MetadId, SessionId, TokenId};
 use crate::layout::Layout;
 use crate::message::block::RepairReport;
-use crate::message::cert::{AuditRecords, CertList, CertTarget};
+use crate::message::cert::{AuditRecords, CertList, CertTarget, RotationStatus};
 use crate::message::check::{CheckReply, CheckRequest};
 use crate::op::StatFs;
 use crate::token::{NewToken, TokenInfo};
+use crate::trust::SignedTrust;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -149,6 +150,15 @@ pub enum AdminRequest {
         /// Only what came at this time or later.
         since: Timestamp,
     },
+    /// Which CAs are trusted, and who has no certificate of the newest one yet. Answers `Rotation`.
+    Rotation,
+    /// Trust other CAs from now on. Repeated for the same ones, it changes nothing. Answers `Told`.
+    SetTrust {
+        /// Which ones, signed by the operator who asks.
+        step: SignedTrust,
+        /// Even if somebody has no certificate of one of them yet; but not if that is a metad.
+        force: bool,
+    },
 }
 
 /// A piece of a backup, in answer to [`MetaRequest::Backup`](super::meta::MetaRequest::Backup).
@@ -208,6 +218,8 @@ pub enum AdminReply {
     Told(Vec<String>),
     /// Records of the audit.
     Audit(AuditRecords),
+    /// The CAs, and who is to move.
+    Rotation(Box<RotationStatus>),
 }
 
 /// State of the cluster.

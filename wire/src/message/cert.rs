@@ -1,12 +1,13 @@
 //! Certificates in messages: what was issued and revoked, renewals, and the audit.
 
 use crate::attr::Timestamp;
-use crate::cert::{KeyId, Term};
+use crate::cert::{AuthorityId, KeyId, Term};
 use crate::codec::{self, bounded};
 use crate::ids::MetadId;
-use crate::limits::{AUDIT_MAX, ISSUED_MAX, ISSUERS_MAX, REVOKED_MAX};
+use crate::limits::{AUDIT_MAX, ISSUED_MAX, ISSUERS_MAX, METADS_MAX, REVOKED_MAX, UNMOVED_MAX};
 use crate::revoked::Revoked;
 use crate::tls::{Role, Subject};
+use crate::trust::Trust;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::SocketAddr;
@@ -22,6 +23,8 @@ pub struct IssuedInfo {
     /// The keys of the issuers that have signed for it, the last one at the end.
     #[serde(deserialize_with = "bounded::<_, _, ISSUERS_MAX>")]
     pub issuers: Vec<KeyId>,
+    /// The CA of the last one of them.
+    pub authority: AuthorityId,
     /// The metad that has signed it last.
     pub by: MetadId,
     /// When the last certificate was issued, and when it ends.
@@ -82,6 +85,60 @@ impl CertList {
     }
 }
 
+/// Somebody who shows a certificate of an older CA, or shows none, while another CA takes its place.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Unmoved {
+    /// Who.
+    pub subject: Subject,
+    /// How it is known.
+    pub what: UnmovedKind,
+    /// Where it is, if that is known.
+    pub addr: Option<SocketAddr>,
+    /// It was not reached, so it is not known what it has.
+    pub is_away: bool,
+}
+
+/// How somebody is known who shows a certificate of an older CA.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum UnmovedKind {
+    /// It is a member of the metads.
+    Metad,
+    /// It is in the layout.
+    Blockd,
+    /// It has a session.
+    Session,
+    /// The cluster has issued its certificate, which is valid.
+    Issued,
+}
+
+/// What a metad signs with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum MetadIssuer {
+    /// An issuer below this CA.
+    Of(AuthorityId),
+    /// It has no issuer, or one that is refused.
+    None,
+    /// It was not reached.
+    Unknown,
+}
+
+/// How far a change of the CA has come.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RotationStatus {
+    /// The CAs that are trusted.
+    pub trust: Trust,
+    /// The metad that leads.
+    pub leader: MetadId,
+    /// What each metad signs with, by their numbers.
+    #[serde(deserialize_with = "bounded::<_, _, METADS_MAX>")]
+    pub issuers: Vec<(MetadId, MetadIssuer)>,
+    /// Who shows no certificate of the newest CA yet: the first [`UNMOVED_MAX`].
+    #[serde(deserialize_with = "bounded::<_, _, UNMOVED_MAX>")]
+    pub unmoved: Vec<Unmoved>,
+    /// So many more.
+    pub left_out: u64,
+}
+
 /// What an operator wants to revoke, or to let in again.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CertTarget {
@@ -108,6 +165,10 @@ pub struct Renewal {
     pub shown: Option<KeyId>,
     /// The key of the issuer that is to sign.
     pub issuer: KeyId,
+    /// The CA that has signed that issuer.
+    pub authority: AuthorityId,
+    /// That CA takes the place of the one of the certificate that was shown.
+    pub moves: bool,
     /// The metad that is to sign.
     pub by: MetadId,
     /// Whence it was asked for.
@@ -191,6 +252,12 @@ pub enum AuditEvent {
     BlockdRemoved,
     /// The life of certificates was set.
     LifeSet,
+    /// A new CA is trusted beside the one in use.
+    CaAdded,
+    /// The older one of two CAs is not trusted any more.
+    CaReplaced,
+    /// The newer one of two CAs is not trusted any more.
+    CaAborted,
 }
 
 impl AuditEvent {
@@ -211,6 +278,9 @@ impl AuditEvent {
             Self::BlockdJoined => "blockd-joined",
             Self::BlockdRemoved => "blockd-removed",
             Self::LifeSet => "life-set",
+            Self::CaAdded => "ca-added",
+            Self::CaReplaced => "ca-replaced",
+            Self::CaAborted => "ca-aborted",
         }
     }
 }
@@ -262,6 +332,7 @@ mod tests {
             subject: Subject::new(Role::Client, &long(number, SUBJECT_NAME_BYTES_MAX)),
             key: key(number),
             issuers: vec![key(number); ISSUERS_MAX],
+            authority: AuthorityId([0xff; 16]),
             by: MetadId(u64::MAX),
             term: Term { issued: at, ends: Some(at) },
             addr: ([0xffff; 8], 7001).into(),

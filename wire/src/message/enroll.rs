@@ -4,9 +4,10 @@ use crate::attr::Timestamp;
 use crate::codec::bounded;
 use crate::ids::{MetadId, TokenId};
 use crate::issuer::REQUEST_BYTES_MAX;
-use crate::limits::METADS_MAX;
+use crate::limits::{METADS_MAX, TRUST_STEPS_MAX};
 use crate::tls::Role;
 use crate::token::Secret;
+use crate::trust::SignedTrust;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use thiserror::Error;
@@ -39,6 +40,9 @@ pub enum EnrollReply {
         /// The addresses of all metads.
         #[serde(deserialize_with = "bounded::<_, _, METADS_MAX>")]
         metads: Vec<SocketAddr>,
+        /// How the CAs that are trusted have come to be, as operators have signed it.
+        #[serde(deserialize_with = "bounded::<_, _, TRUST_STEPS_MAX>")]
+        steps: Vec<SignedTrust>,
     },
     /// This metad does not lead, so it does not judge tokens.
     NotLeader {

@@ -4,7 +4,7 @@ use crate::ids::{Ino, LayoutEpoch};
 use serde::{Deserialize, Serialize};
 
 /// An event on a session's stream. Numbered events are answered by `Acknowledge`, and hold up a change until then. The
-/// loss of any other event costs time, never correctness: `KeepAlive` reports the same.
+/// loss of any other event costs time, never correctness: `KeepAlive` reports the same, or, of CAs, `Trust`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum MetaEvent {
     /// These inodes lost their last entry: the session releases those that it holds no handle on.
@@ -44,4 +44,6 @@ pub enum MetaEvent {
         /// To be acknowledged.
         seq: u64,
     },
+    /// Other CAs are trusted from now on: the client asks which.
+    TrustChanged,
 }

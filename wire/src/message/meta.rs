@@ -6,15 +6,16 @@ use super::cert::{RenewRefusal, RenewReply, Renewal};
 use crate::FsError;
 use crate::attr::{InodeAttr, Timestamp};
 use crate::caller::Caller;
-use crate::cert::Term;
+use crate::cert::{AuthorityId, Term};
 use crate::codec::bounded;
 use crate::ids::{BlockHash, BlockdId, Ino, LayoutEpoch, MetadId, SessionId};
 use crate::layout::Layout;
-use crate::limits::{ACKNOWLEDGED_MAX, BLOCK_NAMES_MAX, METADS_MAX, RECEIPTS_MAX};
+use crate::limits::{ACKNOWLEDGED_MAX, BLOCK_NAMES_MAX, METADS_MAX, RECEIPTS_MAX, TRUST_STEPS_MAX};
 use crate::op::{Batch, BatchReply, Read, ReadReply};
 use crate::revoked::{ListMark, Revocations};
 use crate::subject::Squash;
 use crate::ticket::{Receipt, Ticket, TicketKeys};
+use crate::trust::SignedTrust;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -134,6 +135,13 @@ pub enum MetaRequest {
     Renew,
     /// A metad is about to sign a renewal. Role metad. Answers `Noted`.
     NoteRenewal(Renewal),
+    /// Are other CAs to be trusted than those of this version? Any role. Any metad answers `Trust`.
+    Trust {
+        /// The version that the sender has.
+        version: u64,
+    },
+    /// Below which CA stands what this metad signs with? Role metad. Any metad answers `Issuer`.
+    Issuer,
 }
 
 /// The kind of a request, with which its head begins. In the order of [`MetaRequest`].
@@ -157,6 +165,8 @@ pub enum MetaRequestKind {
     Backup,
     Renew,
     NoteRenewal,
+    Trust,
+    Issuer,
 }
 
 impl MetaRequest {
@@ -181,6 +191,8 @@ impl MetaRequest {
             Self::Backup => MetaRequestKind::Backup,
             Self::Renew => MetaRequestKind::Renew,
             Self::NoteRenewal(_) => MetaRequestKind::NoteRenewal,
+            Self::Trust { .. } => MetaRequestKind::Trust,
+            Self::Issuer => MetaRequestKind::Issuer,
         }
     }
 }
@@ -357,6 +369,14 @@ pub enum MetaReply {
     Renewal(RenewReply),
     /// For how long a renewed certificate is valid, or why there is none.
     Noted(Result<Term, RenewRefusal>),
+    /// How the CAs that are trusted have come to be, in order, as operators have signed it; nothing if the sender knows all.
+    Trust {
+        /// The steps.
+        #[serde(deserialize_with = "bounded::<_, _, TRUST_STEPS_MAX>")]
+        steps: Vec<SignedTrust>,
+    },
+    /// The CA of what this metad signs with; `None` if it signs nothing.
+    Issuer(Option<AuthorityId>),
 }
 
 impl MetaReply {
@@ -379,6 +399,8 @@ impl MetaReply {
             Self::Raft => "Raft",
             Self::Renewal(_) => "Renewal",
             Self::Noted(_) => "Noted",
+            Self::Trust { .. } => "Trust",
+            Self::Issuer(_) => "Issuer",
         }
     }
 }
@@ -438,6 +460,8 @@ mod tests {
             MetaRequest::Referenced { epoch: LayoutEpoch(1), from: BlockHash([0; 32]), last: BlockHash([1; 32]) },
             MetaRequest::Backup,
             MetaRequest::Renew,
+            MetaRequest::Trust { version: 1 },
+            MetaRequest::Issuer,
         ] {
             assert_eq!(codec::decode_start::<MetaRequestKind>(&codec::encode(&request)).unwrap(), request.kind());
         }

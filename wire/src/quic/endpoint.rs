@@ -9,6 +9,7 @@ use super::socket::{ALPN, Socket};
 use crate::Error;
 use crate::revoked::{Refusals, Revocations};
 use crate::tls::{Identity, Role};
+use crate::trust::{SignedTrust, Trust};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -78,7 +79,45 @@ impl Endpoint {
     /// # Errors
     /// [`Error::Identity`] when it is somebody else's.
     pub fn set_identity(&self, identity: &Identity) -> Result<(), Error> {
-        self.socket.credentials().replace(identity)
+        self.socket.replace_identity(identity)
+    }
+
+    /// Trusts other CAs from now on, in handshakes and on the connections that stand, if they are of a newer version.
+    /// Returns this node's identity as it is now, which is to be kept, or `None` if nothing has changed.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when the CAs cannot be used.
+    pub fn trust(&self, trust: &Trust) -> Result<Option<Identity>, Error> {
+        let changed = self.socket.trust(trust)?;
+        if changed.is_some() {
+            self.end_revoked();
+        }
+        Ok(changed)
+    }
+
+    /// As [`Endpoint::trust`], after these steps, those of them that operators of CAs that are trusted have signed.
+    ///
+    /// # Errors
+    /// As [`Endpoint::trust`].
+    pub fn trust_signed(&self, steps: &[SignedTrust]) -> Result<Option<Identity>, Error> {
+        let mut changed = None;
+        for step in steps {
+            match step.verified(&self.identity().authorities()) {
+                Ok(trust) => changed = self.trust(&trust)?.or(changed),
+                Err(error) => tracing::debug!(%error, "a change of the CAs is not followed"),
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Says that there may be another CA: whoever renews the certificate asks for it.
+    pub fn hint_trust(&self) {
+        self.socket.credentials().hinted().notify_one();
+    }
+
+    /// Waits until there may be another CA. Cancel-safe.
+    pub async fn trust_hinted(&self) {
+        self.socket.credentials().hinted().notified().await;
     }
 
     /// Refuses what is revoked from now on, in handshakes and on the connections that stand. An older list than the one

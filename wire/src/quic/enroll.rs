@@ -3,7 +3,7 @@
 //! The metad has to show the CA that the token names, and a certificate of the role metad below it, before the newcomer
 //! sends anything. So nobody else learns the secret.
 
-use super::credentials::{NEWCOMERS_ALPN, provider, tls_error};
+use super::credentials::{NEWCOMERS_ALPN, pinned, provider, tls_error};
 use super::peer::peer_certificate;
 use super::socket::transport;
 use super::strangers::LATER;
@@ -25,7 +25,7 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, TransportErrorCode};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
@@ -52,8 +52,8 @@ const SKEW_MAX_S: u64 = 60;
 pub enum EnrollError {
     /// Somebody else answers at the address.
     #[error(
-        "what answers at {peer} is no metad of the cluster that the token names, and was told nothing: make a token on \
-         the right cluster, or check what has this address"
+        "what answers at {peer} is no metad of the cluster that the token names, or has another CA by now, and was told \
+         nothing: make a token on the right cluster, or check what has this address"
     )]
     WrongCluster {
         /// The address.
@@ -268,11 +268,11 @@ impl<'a> Newcomer<'a> {
             Err(_) => return Err(undecided("no answer in time".to_owned())),
         };
         match reply {
-            EnrollReply::Issued { cluster, certificate, issuer, metads } => {
+            EnrollReply::Issued { cluster, certificate, issuer, metads, steps } => {
                 let unusable = |reason: String| EnrollError::Unusable { peer, reason };
                 let ca = pinned.get().map(Vec::as_slice).unwrap_or_default();
-                let identity =
-                    self.key.identity(ca, &certificate, &issuer).map_err(|error| unusable(error.to_string()))?;
+                let made = self.key.identity_after(ca, &steps, &certificate, &issuer);
+                let identity = made.map_err(|error| unusable(error.to_string()))?;
                 let role = identity.subject().role;
                 if role != self.token.role {
                     return Err(unusable(format!("it has the role {role}, and the token says {}", self.token.role)));
@@ -308,7 +308,8 @@ impl<'a> Newcomer<'a> {
     /// Returns how to connect, and where the CA's certificate will be.
     fn config(&self, peer: SocketAddr) -> Result<(quinn::ClientConfig, SeenCa), Error> {
         let found = SeenCa::default();
-        let verifier = PinnedCa { token: self.token.clone(), found: found.clone() };
+        let names = vec![pinned(&self.token.ca)];
+        let verifier = PinnedCa { token: self.token.clone(), names, found: found.clone() };
         let mut tls = rustls::ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(tls_error)?
@@ -359,10 +360,16 @@ fn skew(now: Timestamp) -> String {
 #[derive(Debug)]
 struct PinnedCa {
     token: JoinToken,
+    /// A metad may have certificates of several CAs.
+    names: Vec<DistinguishedName>,
     found: SeenCa,
 }
 
 impl ServerCertVerifier for PinnedCa {
+    fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
+        Some(&self.names)
+    }
+
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,

@@ -77,7 +77,7 @@ impl Service for Issuing {
         let signing = SigningRequest::decode(&request.request).unwrap();
         let certificate = self.issuer.sign(&signing, &self.subject.lock(), &Term::lasting()).unwrap();
         let issuer = self.issuer.cert().to_vec();
-        EnrollReply::Issued { cluster: "t".to_owned(), certificate, issuer, metads: Vec::new() }
+        EnrollReply::Issued { cluster: "t".to_owned(), certificate, issuer, metads: Vec::new(), steps: Vec::new() }
     }
 }
 

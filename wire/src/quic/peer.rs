@@ -4,11 +4,11 @@
 //! first byte was passed to the connection, and [`Error::Unanswered`] afterwards.
 
 use super::socket::{Socket, VERSIONS};
-use super::standing::{ENDED, REVOKED};
+use super::standing::{DISTRUSTED, ENDED, REVOKED};
 use super::stream::{payload_len, read_exactly, read_tail, take_end, write_frame, write_payload};
 use crate::attr::Timestamp;
 use crate::buffers::Pool;
-use crate::cert::Certificate;
+use crate::cert::{AuthorityId, Certificate};
 use crate::frame::{REPLY_HEADER, ReplyHeader, ReplyKind, RequestHeader};
 use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX, REFUSAL_BYTES_MAX};
 use crate::retry::Backoff;
@@ -243,6 +243,17 @@ impl Peer {
         link.shown.clone()
     }
 
+    /// As [`Peer::met`], over a new connection unless the present one has shown a certificate of this CA: the peer may have
+    /// one by now.
+    pub async fn met_below(&self, authority: AuthorityId, limit: Duration) -> Option<(Subject, Certificate)> {
+        let deadline = Instant::now() + limit;
+        if let Ok(mut link) = timeout_at(deadline, self.shared.link.lock()).await {
+            // Requests under way keep it open.
+            link.live = link.live.take().filter(|live| live.certificate.authority == authority);
+        }
+        self.met(limit).await
+    }
+
     async fn handshake(&self, socket: &Socket) -> Result<(quinn::Connection, Subject, Certificate), Error> {
         let connecting = socket.connect(self.shared.addr).map_err(|error| self.not_sent(error))?;
         let connection = match timeout(CONNECT_TIMEOUT, connecting).await {
@@ -282,8 +293,17 @@ impl Peer {
         match reason {
             ConnectionError::ApplicationClosed(close) if close.error_code == REVOKED.into() => revoked(),
             ConnectionError::ApplicationClosed(close) if close.error_code == ENDED.into() => Some(self.ended()),
+            ConnectionError::ApplicationClosed(close) if close.error_code == DISTRUSTED.into() => {
+                Some(Error::WrongCluster { peer: self.shared.addr.to_string() })
+            }
             ConnectionError::ConnectionClosed(close) if is(close.error_code, CERTIFICATE_REVOKED) => revoked(),
             ConnectionError::ConnectionClosed(close) if is(close.error_code, CERTIFICATE_EXPIRED) => Some(self.ended()),
+            // The peer judges our certificate when the handshake has ended here (RFC 8446 §4.4.2).
+            ConnectionError::ConnectionClosed(close)
+                if CERTIFICATE_ALERTS.iter().any(|alert| is(close.error_code, *alert)) =>
+            {
+                Some(Error::WrongCluster { peer: self.shared.addr.to_string() })
+            }
             _ => None,
         }
     }

@@ -13,10 +13,13 @@ use crate::message::cert::{RenewRefusal, RenewReply};
 use crate::message::meta::{MetaReply, MetaRequest};
 use crate::retry::Backoff;
 use crate::tls::{Identity, Role};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error as ThisError;
+use tokio::time::Instant;
 
 /// How long one metad may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,7 +27,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 const RENEW_AT: f64 = 0.5;
 /// Nodes that have enrolled together renew at different times: up to so much of a life earlier.
 const SPREAD: f64 = 0.1;
-/// Longest pause between looks at the clock: it may be set, and machines sleep.
+/// Longest pause between looks at the clock: it may be set, and machines sleep. Whether there is another CA is asked as often.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// First pause between attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -132,6 +135,53 @@ pub async fn renew(endpoint: &Endpoint, metads: &[SocketAddr]) -> Result<Identit
     Err(told)
 }
 
+/// Asks a metad whether other CAs are to be trusted, and trusts them. Returns none if it has not answered, otherwise this
+/// node's identity if it has changed.
+async fn ask_trust(endpoint: &Endpoint, addr: SocketAddr) -> Option<Option<Identity>> {
+    let request = MetaRequest::Trust { version: endpoint.identity().trust().version };
+    match endpoint.peer(addr, Role::Metad).request::<_, MetaReply>(&request, &[], ASK_TIMEOUT).await {
+        Ok((MetaReply::Trust { steps }, _)) => match endpoint.trust_signed(&steps) {
+            // None of them was signed by somebody who has a say: another metad may know better.
+            Ok(None) if !steps.is_empty() => None,
+            Ok(changed) => Some(changed),
+            Err(error) => {
+                tracing::warn!(%error, "other CAs are to be trusted, and cannot be");
+                None
+            }
+        },
+        Ok((other, _)) => {
+            tracing::debug!(%addr, reply = other.kind_name(), "no answer about the CAs");
+            None
+        }
+        Err(error) => {
+            tracing::debug!(%addr, %error, "no answer about the CAs");
+            None
+        }
+    }
+}
+
+/// Asks these metads, and those that this endpoint knows of, whether other CAs are to be trusted, and trusts them: one after
+/// the other until one has answered; or all of them if there are said to be others, for one that is behind does not know.
+/// Returns this node's identity if it has changed: it is to be kept.
+async fn follow_trust(endpoint: &Endpoint, metads: &[SocketAddr], is_hinted: bool) -> Option<Identity> {
+    let ways = Ways::of(endpoint, metads).0;
+    if is_hinted {
+        let mut answers: FuturesUnordered<_> = ways.into_iter().map(|addr| ask_trust(endpoint, addr)).collect();
+        while let Some(answer) = answers.next().await {
+            if let Some(Some(changed)) = answer {
+                return Some(changed);
+            }
+        }
+        return None;
+    }
+    for addr in ways {
+        if let Some(changed) = ask_trust(endpoint, addr).await {
+            return changed;
+        }
+    }
+    None
+}
+
 /// How much an error says.
 fn rank(error: &RenewError) -> u8 {
     match error {
@@ -159,12 +209,12 @@ pub trait Renewing: Send + Sync + 'static {
     fn keep(&self, identity: &Identity) -> Result<(), Error>;
 }
 
-/// Returns whether it is time to renew.
+/// Returns whether it is time to renew, or to get a certificate of another CA.
 #[must_use]
 pub fn is_due(identity: &Identity, now: Timestamp) -> bool {
     let certificate = identity.certificate();
     let early = SPREAD * f64::from(certificate.key.0[0]) / 256.0;
-    !certificate.is_lasting() && identity.life_left(now) < RENEW_AT + early
+    identity.is_to_move() || (!certificate.is_lasting() && identity.life_left(now) < RENEW_AT + early)
 }
 
 /// Takes a renewed identity into use, if it ends later than the one that is in use, and a metad lets it in. Writes it first,
@@ -174,7 +224,7 @@ pub fn is_due(identity: &Identity, now: Timestamp) -> bool {
 /// [`RenewError::NotLater`] and [`RenewError::NotAccepted`], with nothing changed.
 pub async fn adopt<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>, identity: Identity) -> Result<(), RenewError> {
     let own = endpoint.identity();
-    if identity.certificate().ends <= own.certificate().ends {
+    if !identity.supersedes(&own) {
         return Err(RenewError::NotLater);
     }
     if let Err(error) = try_identity(endpoint, &identity, &Ways::of(endpoint, &node.metads()).0).await {
@@ -184,15 +234,13 @@ pub async fn adopt<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>, identity: Id
             return Err(RenewError::NotAccepted(error));
         }
     }
-    let (keeper, kept) = (node.clone(), identity.clone());
-    match tokio::task::spawn_blocking(move || keeper.keep(&kept)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "the renewed certificate is lost when this program ends; make it writable")
-        }
-        Err(error) => tracing::warn!(%error, "the renewed certificate was not written"),
-    }
+    keep(node, &identity).await;
     endpoint.set_identity(&identity)?;
+    let adopted = endpoint.identity();
+    if adopted.trust() != identity.trust() {
+        // Other CAs were trusted meanwhile.
+        keep(node, &adopted).await;
+    }
     tracing::info!(
         name = identity.subject().name,
         ends = identity.certificate().ends.secs,
@@ -201,23 +249,85 @@ pub async fn adopt<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>, identity: Id
     Ok(())
 }
 
-/// Renews the endpoint's certificate whenever it is time, or a peer says that it has ended, until cancelled. Returns only
-/// if the certificate lasts.
+/// Writes an identity.
+async fn keep<R: Renewing>(node: &Arc<R>, identity: &Identity) {
+    let (keeper, kept) = (node.clone(), identity.clone());
+    match tokio::task::spawn_blocking(move || keeper.keep(&kept)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the renewed certificate is lost when this program ends; make it writable")
+        }
+        Err(error) => tracing::warn!(%error, "the renewed certificate was not written"),
+    }
+}
+
+/// How a pause ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    /// It has passed.
+    Passed,
+    /// A peer says that our certificate has ended.
+    ToldEnded,
+    /// Other CAs are trusted.
+    TrustChanged,
+}
+
+/// Follows changes of the CA during the pauses between renewals.
+struct Follower<'a, R> {
+    endpoint: &'a Endpoint,
+    node: &'a Arc<R>,
+    /// When it was asked last.
+    asked: Instant,
+}
+
+impl<R: Renewing> Follower<'_, R> {
+    /// Waits for so long, or until other CAs are trusted, or, if that matters, until a peer says that our certificate has ended.
+    async fn pause(&mut self, pause: Duration, heeds_end: bool) -> Woken {
+        let until = Instant::now() + pause;
+        loop {
+            let next = self.asked + LOOK_EVERY;
+            let is_hinted = tokio::select! {
+                () = self.endpoint.trust_hinted() => true,
+                () = self.endpoint.told_ended(), if heeds_end => return Woken::ToldEnded,
+                () = tokio::time::sleep_until(until.min(next)) => {
+                    if next > until {
+                        return Woken::Passed;
+                    }
+                    false
+                }
+            };
+            if self.follow(is_hinted).await {
+                return Woken::TrustChanged;
+            }
+        }
+    }
+
+    /// Asks whether there are other CAs, and keeps what has changed. Returns whether anything has.
+    async fn follow(&mut self, is_hinted: bool) -> bool {
+        self.asked = Instant::now();
+        let followed = follow_trust(self.endpoint, &self.node.metads(), is_hinted).await;
+        let Some(identity) = followed else { return false };
+        let trust = identity.trust();
+        tracing::info!(version = trust.version, authorities = ?trust.ids(), "other CAs are trusted");
+        keep(self.node, &identity).await;
+        true
+    }
+}
+
+/// Renews the endpoint's certificate whenever it is time, or a peer says that it has ended, and follows changes of the CA,
+/// until cancelled.
 pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
     let (mut backoff, mut warned) = (None, false);
+    let mut follower = Follower { endpoint: &endpoint, node: &node, asked: Instant::now() };
     loop {
         let identity = endpoint.identity();
         let certificate = identity.certificate();
-        if certificate.is_lasting() {
-            return;
-        }
         let life = u64::try_from(certificate.ends.nanos_since(certificate.issued)).unwrap_or(0);
         let look_every = (Duration::from_nanos(life) / 50).clamp(FIRST_PAUSE, LOOK_EVERY);
         // Something was tried already if there is a backoff.
-        while backoff.is_none() && !is_due(&identity, Timestamp::now()) {
-            tokio::select! {
-                () = tokio::time::sleep(look_every) => {}
-                () = endpoint.told_ended() => break,
+        while backoff.is_none() && !is_due(&endpoint.identity(), Timestamp::now()) {
+            if follower.pause(look_every, true).await == Woken::ToldEnded {
+                break;
             }
         }
         let renewed = match node.renew().await {
@@ -228,14 +338,12 @@ pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
             Ok(()) => {
                 (backoff, warned) = (None, false);
                 // By a clock that is far ahead, the new one is due at once.
-                tokio::time::sleep(look_every).await;
+                follower.pause(look_every, false).await;
             }
             Err(error) if error.is_too_early() => {
                 backoff = None;
-                tokio::time::sleep(look_every).await;
-                tokio::select! {
-                    () = tokio::time::sleep(until_later(&identity, look_every)) => {}
-                    () = endpoint.told_ended() => {}
+                if follower.pause(look_every, false).await == Woken::Passed {
+                    follower.pause(until_later(&identity, look_every), true).await;
                 }
             }
             Err(error) => {
@@ -247,7 +355,10 @@ pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
                     warned = true;
                 }
                 let pause = backoff.get_or_insert_with(|| Backoff::new(FIRST_PAUSE, look_every)).delay();
-                tokio::time::sleep(pause).await;
+                if follower.pause(pause, false).await == Woken::TrustChanged {
+                    // It may not have to move any more.
+                    backoff = None;
+                }
             }
         }
     }

@@ -12,6 +12,8 @@ use crate::buffers::Pool;
 use crate::chain::{ClientVerifier, ServerVerifier};
 use crate::revoked::Refusals;
 use crate::tls::{Identity, SERVER_NAME};
+use crate::trust::Trust;
+use parking_lot::RwLock;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::crypto::{CryptoError, HmacKey};
 use quinn::{ConnectionId, ConnectionIdGenerator, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
@@ -24,9 +26,9 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
-pub(super) const ALPN: &[&[u8]] = &[b"surf/12"];
+pub(super) const ALPN: &[&[u8]] = &[b"surf/13"];
 /// The protocol versions for people.
-pub(super) const VERSIONS: &str = "12";
+pub(super) const VERSIONS: &str = "13";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 /// Most memory of payloads that an endpoint pools for reuse.
@@ -60,12 +62,19 @@ pub(super) struct Socket {
     credentials: Arc<Credentials>,
     refusals: Arc<Refusals>,
     standing: Arc<Standing>,
-    client: ClientConfigs,
-    server: ServerConfigs,
+    /// How handshakes begin, by the CAs that are trusted.
+    configs: RwLock<Arc<Configs>>,
+    versions: Vec<Vec<u8>>,
+    admits_newcomers: bool,
     buffers: Arc<Pool>,
     handle: Handle,
     /// Dropping it ends the network thread, if there is one.
     _stop: Option<oneshot::Sender<()>>,
+}
+
+struct Configs {
+    client: ClientConfigs,
+    server: ServerConfigs,
 }
 
 struct ClientConfigs {
@@ -113,18 +122,68 @@ impl Socket {
         let socket = socket(addr).map_err(failed)?;
         let local = socket.local_addr().map_err(failed)?;
         let (credentials, refusals) = (Arc::new(Credentials::of(identity)?), Arc::<Refusals>::default());
-        let client = client_configs(identity, (&credentials, &refusals), versions)?;
-        let server = server_configs(identity, &credentials, versions, admits_newcomers)?;
+        let versions: Vec<Vec<u8>> = versions.iter().map(|version| version.to_vec()).collect();
+        let configs = configs(identity, (&credentials, &refusals), &versions, admits_newcomers)?;
+        trust_only(&refusals, identity);
         let config = endpoint_config(identity).map_err(failed)?;
         let driver = Arc::new(Driver::new(handle.clone()));
-        let first = Some((*server.remote).clone());
+        let first = Some((*configs.server.remote).clone());
         let quinn = {
             let _inside = handle.enter();
             quinn::Endpoint::new(config, first, socket, driver).map_err(failed)?
         };
         let buffers = Pool::new(REUSED_BYTES_MIN, POOLED_BYTES_MAX);
-        let standing = Arc::default();
-        Ok(Self { quinn, local, credentials, refusals, standing, client, server, buffers, handle, _stop: stop })
+        let (standing, configs) = (Arc::default(), RwLock::new(Arc::new(configs)));
+        Ok(Self {
+            quinn,
+            local,
+            credentials,
+            refusals,
+            standing,
+            configs,
+            versions,
+            admits_newcomers,
+            buffers,
+            handle,
+            _stop: stop,
+        })
+    }
+
+    /// Shows another identity of this node from now on. What is newer of the CAs that are trusted stays.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when it is somebody else's.
+    pub(super) fn replace_identity(&self, identity: &Identity) -> Result<(), Error> {
+        let mut configs = self.configs.write();
+        let own = self.credentials.identity();
+        let is_behind = identity.trust().version < own.trust().version;
+        let identity = if is_behind { identity.trusting(own.trust())? } else { identity.clone() };
+        self.show(&mut configs, &identity)
+    }
+
+    /// Trusts other CAs from now on, if they are of a newer version. Returns the identity if it has changed.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when the CAs cannot be used.
+    pub(super) fn trust(&self, trust: &Trust) -> Result<Option<Identity>, Error> {
+        let mut configs = self.configs.write();
+        let own = self.credentials.identity();
+        if trust.version <= own.trust().version || trust.cluster != own.cluster_id() {
+            return Ok(None);
+        }
+        let identity = own.trusting(trust)?;
+        self.show(&mut configs, &identity)?;
+        Ok(Some(identity))
+    }
+
+    fn show(&self, configs: &mut Arc<Configs>, identity: &Identity) -> Result<(), Error> {
+        if identity.authorities() != self.credentials.identity().authorities() {
+            let shared = (&self.credentials, &self.refusals);
+            *configs = Arc::new(self::configs(identity, shared, &self.versions, self.admits_newcomers)?);
+        }
+        self.credentials.replace(identity)?;
+        trust_only(&self.refusals, identity);
+        Ok(())
     }
 
     pub(super) fn local_addr(&self) -> SocketAddr {
@@ -152,7 +211,9 @@ impl Socket {
     }
 
     pub(super) fn connect(&self, addr: SocketAddr) -> Result<quinn::Connecting, quinn::ConnectError> {
-        let config = if addr.ip().to_canonical().is_loopback() { &self.client.loopback } else { &self.client.remote };
+        let configs = self.configs.read().clone();
+        let client = &configs.client;
+        let config = if addr.ip().to_canonical().is_loopback() { &client.loopback } else { &client.remote };
         self.quinn.connect_with(config.clone(), addr, SERVER_NAME)
     }
 
@@ -161,7 +222,8 @@ impl Socket {
     }
 
     pub(super) fn server_config(&self, remote: SocketAddr) -> Arc<quinn::ServerConfig> {
-        let configs = &self.server;
+        let configs = self.configs.read().clone();
+        let configs = &configs.server;
         if remote.ip().to_canonical().is_loopback() { configs.loopback.clone() } else { configs.remote.clone() }
     }
 
@@ -268,10 +330,28 @@ pub(super) fn transport(loopback: bool) -> TransportConfig {
     config
 }
 
+/// Refuses from now on what is below no CA that is trusted, if another one was ever brought in.
+fn trust_only(refusals: &Refusals, identity: &Identity) {
+    if identity.trust().version > 0 {
+        refusals.trust_only(identity.trust().ids());
+    }
+}
+
+fn configs(
+    identity: &Identity,
+    shared: (&Arc<Credentials>, &Arc<Refusals>),
+    versions: &[Vec<u8>],
+    admits_newcomers: bool,
+) -> Result<Configs, Error> {
+    let client = client_configs(identity, shared, versions)?;
+    let server = server_configs(identity, shared.0, versions, admits_newcomers)?;
+    Ok(Configs { client, server })
+}
+
 fn client_configs(
     identity: &Identity,
     (credentials, refusals): (&Arc<Credentials>, &Arc<Refusals>),
-    versions: &[&[u8]],
+    versions: &[Vec<u8>],
 ) -> Result<ClientConfigs, Error> {
     let verifier = ServerVerifier::new(identity.roots()?, provider()).map_err(tls_error)?.refusing(refusals.clone());
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())
@@ -280,7 +360,7 @@ fn client_configs(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(credentials.clone());
-    tls.alpn_protocols = versions.iter().map(|version| version.to_vec()).collect();
+    tls.alpn_protocols = versions.to_vec();
     let tls = Arc::new(QuicClientConfig::try_from(tls).map_err(tls_error)?);
     let config = |loopback| {
         let mut config = quinn::ClientConfig::new(tls.clone());
@@ -293,7 +373,7 @@ fn client_configs(
 fn server_configs(
     identity: &Identity,
     credentials: &Arc<Credentials>,
-    versions: &[&[u8]],
+    versions: &[Vec<u8>],
     admits_newcomers: bool,
 ) -> Result<ServerConfigs, Error> {
     let verifier = ClientVerifier::new(identity.roots()?, provider()).map_err(tls_error)?;
@@ -305,7 +385,7 @@ fn server_configs(
     // Whoever comes again shows its certificate again. Strangers have none, and get nothing to keep.
     tls.send_tls13_tickets = 0;
     tls.session_storage = Arc::new(NoServerSessionStorage {});
-    tls.alpn_protocols = versions.iter().map(|version| version.to_vec()).collect();
+    tls.alpn_protocols = versions.to_vec();
     if admits_newcomers {
         tls.alpn_protocols.push(NEWCOMERS_ALPN.to_vec());
     }

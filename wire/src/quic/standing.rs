@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// Code with which a connection is closed whose certificate is revoked.
 pub(super) const REVOKED: u32 = 3;
+/// Code with which a connection is closed whose certificate is below no CA that is trusted any more.
+pub(super) const DISTRUSTED: u32 = 5;
 /// Code with which a connection is closed whose certificate has ended.
 pub(super) const ENDED: u32 = 4;
 /// How long somebody may stay who was let in with a certificate that has ended, to have it renewed.
@@ -60,7 +62,9 @@ impl Standing {
     /// Closes the connections whose certificates are revoked now.
     pub(super) fn close_revoked(&self, refusals: &Refusals) {
         for (subject, certificate, connection) in self.all.lock().connections.values() {
-            if refusals.refuse(subject, certificate) {
+            if refusals.distrust(&certificate.authority) {
+                connection.close(DISTRUSTED.into(), b"the CA of this certificate was replaced");
+            } else if refusals.refuse(subject, certificate) {
                 connection.close(REVOKED.into(), b"this certificate was revoked");
             }
         }

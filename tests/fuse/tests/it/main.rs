@@ -21,5 +21,6 @@ mod programs;
 mod recalls;
 mod recovery;
 mod replacing;
+mod rotate;
 mod semantics;
 mod tokens;

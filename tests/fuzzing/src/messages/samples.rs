@@ -25,7 +25,6 @@ use wire::message::admin::{
 use wire::message::block::{
     BlockReply, BlockRequest, BlockdStatus, ChordReply, ChordRequest, Digest, Member, RepairReport,
 };
-use wire::message::cert::{RenewRefusal, RenewReply};
 use wire::message::check::{
     BlockUse, CheckId, CheckReply, CheckRequest, CheckedBlock, DigestState, Finding, FindingKind, Repair, Seen,
     StateDigest,
@@ -286,8 +285,9 @@ pub fn meta() -> Samples {
         certificate: vec![0x30; 40],
         issuer: vec![0x30; 30],
         metads: vec![addr(7101)],
+        steps: vec![certs::step()],
     };
-    vec![
+    let others = vec![
         coded("enroll", enroll),
         coded("issued", issued),
         coded("refused", EnrollReply::Refused { why: EnrollRefusal::Expired { at: AT }, now: AT }),
@@ -302,11 +302,9 @@ pub fn meta() -> Samples {
         coded("not-leader", MetaReply::NotLeader(redirect)),
         coded("alive", alive),
         coded("read", read),
-        coded("renew", MetaRequest::Renew),
-        coded("note-renewal", MetaRequest::NoteRenewal(certs::renewal())),
-        coded("not-renewed", MetaReply::Renewal(RenewReply::Refused(RenewRefusal::Unknown))),
         coded("blockd-alive", blockd_alive),
-    ]
+    ];
+    [others, certs::meta()].concat()
 }
 
 /// A key of tickets that is always the same.
@@ -405,7 +403,7 @@ pub fn admin() -> Samples {
         TokenInfo { id, role, name: None, grant, uses, used_by, made: AT, until: AT, state: TokenState::Valid };
     let cluster = "fuzzing".to_owned();
     let token = JoinToken { cluster, metads: vec![addr(7101); 3], ca: [6; 32], role, id, secret };
-    vec![
+    let others = vec![
         coded("add-metad", AdminRequest::AddMetad { id: MetadId(2), addr: addr(7102) }),
         coded("replace", AdminRequest::ReplaceBlockd { name: name.clone(), successor }),
         coded("pin", AdminRequest::PinBlocks { name, keep_ms: 86_400_000 }),
@@ -416,10 +414,9 @@ pub fn admin() -> Samples {
         coded("end", BackupPiece::End { bytes: 8 }),
         coded("create-token", AdminRequest::CreateToken(new)),
         coded("tokens", AdminReply::Tokens(vec![listed])),
-        coded("revoke-cert", certs::revoke()),
-        coded("audit", AdminReply::Audit(certs::audit())),
         ("token", token.to_text().into_bytes()),
-    ]
+    ];
+    [others, certs::admin()].concat()
 }
 
 /// Messages of `surf fsck`.
@@ -458,6 +455,7 @@ pub fn event() -> Samples {
     vec![
         coded("orphaned", MetaEvent::Orphaned(vec![FILE, DIR])),
         coded("layout", MetaEvent::LayoutChanged(EPOCH)),
+        coded("trust-changed", MetaEvent::TrustChanged),
         coded("attached", MetaEvent::Attached { seq: Some(1) }),
         coded("recall", MetaEvent::Recall { seq: 2, inos: vec![FILE; 5] }),
         coded("share", MetaEvent::Share { seq: u64::MAX, inos: Vec::new() }),

@@ -54,6 +54,7 @@ tests! {
     backup any_backup_file_is_read_or_refused;
     metad_batch any_batch_is_applied_or_refused_and_leaves_a_sound_state;
     metad_heartbeat any_heartbeat_is_noted_or_refused;
+    trust any_list_of_cas_is_read_or_refused;
     certificate any_certificate_is_read_or_refused;
     identity any_identity_is_read_or_refused;
     bundle any_bundle_is_read_or_refused;

@@ -1,0 +1,145 @@
+//! Which CAs the cluster trusts: the steps by which operators have changed that, as they have signed them. The last one says
+//! what holds.
+
+use super::keys;
+use super::view::{Kv, KvExt, View};
+use wire::limits::TRUST_STEPS_MAX;
+use wire::trust::{SignedTrust, Trust};
+
+/// Setting: the steps since the last time at which one CA alone was trusted.
+const STEPS: &str = "trusted CAs";
+
+/// Returns the steps.
+pub fn steps(kv: &dyn Kv) -> Vec<SignedTrust> {
+    kv.load(&keys::setting(STEPS)).unwrap_or_default()
+}
+
+/// Returns what holds, if another CA was ever brought in.
+pub fn trust(kv: &dyn Kv) -> Option<Trust> {
+    steps(kv).last()?.trust().ok()
+}
+
+/// Writes a step down, if it follows the last one. Returns whether it holds now.
+pub(super) fn add(view: &mut View, step: &SignedTrust) -> bool {
+    let Ok(next) = step.trust() else { return false };
+    let mut steps = steps(view);
+    let last = steps.last().and_then(|last| last.trust().ok());
+    if last.as_ref() == Some(&next) {
+        // It may have been asked for before, of a leader that was lost before it could answer.
+        return true;
+    }
+    if next.version != last.map_or(0, |last| last.version) + 1 {
+        return false;
+    }
+    if next.is_rotating() {
+        steps.clear();
+    }
+    steps.push(step.clone());
+    if steps.len() > TRUST_STEPS_MAX {
+        steps.remove(0);
+    }
+    view.store(keys::setting(STEPS), &steps);
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::view::MemoryKv;
+    use super::super::{Command, CommandReply, Stamped, apply, cert};
+    use super::*;
+    use wire::attr::Timestamp;
+    use wire::cert::{AuthorityId, KeyId, Term};
+    use wire::ids::MetadId;
+    use wire::message::cert::{RenewRefusal, Renewal};
+    use wire::tls::{ClusterCa, Identity, Role, Subject};
+
+    fn at(secs: i64) -> Timestamp {
+        Timestamp { secs, nanos: 0 }
+    }
+
+    struct State {
+        kv: MemoryKv,
+        cas: [ClusterCa; 2],
+        operator: Identity,
+    }
+
+    impl State {
+        fn founded() -> Self {
+            let old = ClusterCa::create("c").unwrap();
+            let new = ClusterCa::succeeding("c", old.cluster_id().unwrap()).unwrap();
+            let operator = old.issue(&Subject::new(Role::Admin, "a")).unwrap();
+            let mut state = Self { kv: MemoryKv::default(), cas: [old, new], operator };
+            state.apply(Command::Init { cluster: "c".to_owned(), replicas: 1, min_sync: 1 });
+            state
+        }
+
+        fn apply(&mut self, command: Command) -> CommandReply {
+            let base = self.kv.clone();
+            let mut view = View::new(&base);
+            let reply = apply(&mut view, &Stamped { now: at(1_000), command });
+            self.kv.absorb(view.into_changes());
+            reply
+        }
+
+        fn step(&self, version: u64, of: &[usize], remembered_only: bool) -> SignedTrust {
+            let authorities = of.iter().map(|ca| self.cas[*ca].cert().unwrap()).collect();
+            let original = Trust::original(self.operator.cluster_id());
+            self.operator.sign_trust(&Trust { version, authorities, remembered_only, ..original }, None).unwrap()
+        }
+
+        fn set(&mut self, step: SignedTrust) -> CommandReply {
+            self.apply(Command::SetTrust(step))
+        }
+
+        /// Renews a lasting certificate that the CA itself has signed.
+        fn moved(&mut self, moves: bool) -> Result<Term, RenewRefusal> {
+            let renewal = Renewal {
+                subject: Subject::new(Role::Client, "c"),
+                key: KeyId([1; 32]),
+                issued: at(1),
+                ends: at(4_102_444_800),
+                shown: None,
+                issuer: KeyId([2; 32]),
+                authority: AuthorityId([3; 16]),
+                moves,
+                by: MetadId(1),
+                addr: ([10, 0, 0, 1], 1).into(),
+            };
+            match self.apply(Command::Renew(renewal)) {
+                CommandReply::Renewed(renewed) => renewed,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn steps_follow_each_other_and_one_that_is_repeated_changes_nothing() {
+        let mut state = State::founded();
+        assert_eq!(trust(&state.kv), None);
+        assert_eq!(state.set(state.step(2, &[0, 1], false)), CommandReply::Stale);
+        let begun = state.step(1, &[0, 1], false);
+        assert_eq!(state.set(begun.clone()), CommandReply::Done);
+        let version = cert::version(&state.kv);
+        assert!(version > 0, "block daemons hear of it");
+        assert_eq!(state.set(begun), CommandReply::Done);
+        // Another operator was slower.
+        assert_eq!(state.set(state.step(1, &[0], false)), CommandReply::Stale);
+        assert_eq!(state.set(state.step(2, &[1], false)), CommandReply::Done);
+        assert_eq!((steps(&state.kv).len(), trust(&state.kv).unwrap().version), (2, 2));
+        assert_eq!(state.set(state.step(3, &[1, 0], false)), CommandReply::Done);
+        assert_eq!((steps(&state.kv).len(), trust(&state.kv).unwrap().version), (1, 3));
+    }
+
+    #[test]
+    fn a_lasting_certificate_moves_to_the_new_ca_unless_only_those_do_that_are_remembered() {
+        let mut state = State::founded();
+        state.set(state.step(1, &[0, 1], false));
+        assert_eq!(state.moved(false), Err(RenewRefusal::TooEarly));
+        let term = state.moved(true).unwrap();
+        assert!(term.ends.is_some_and(|ends| ends < at(4_102_444_800)));
+        assert_eq!(cert::list(&state.kv).issued[0].authority, AuthorityId([3; 16]));
+        let mut state = State::founded();
+        state.set(state.step(1, &[0, 1], true));
+        assert_eq!(state.moved(true), Err(RenewRefusal::Unknown));
+    }
+}
