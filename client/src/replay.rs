@@ -7,6 +7,7 @@
 use crate::Error;
 use crate::buffers::Buffers;
 use crate::commit::committer::{Committer, is_full};
+use crate::error::unexpected_reply;
 use crate::file::dirty::Packed;
 use crate::file::pending::{Restored, SHARED_BLOCK_PART_MAX};
 use crate::file::sealed::To;
@@ -91,7 +92,7 @@ impl Replayer {
         let journal = &self.journal;
         let asked = self.session.read(Read::Journaled { journal: journal.id() });
         let ReadReply::Journaled(position) = within_patience(asked).await? else {
-            return Err(FsError::Io.into());
+            return Err(unexpected_reply().into());
         };
         let position = position.unwrap_or_default();
         let (acknowledged, behind) = (position.acknowledged, journal.last().max(position.acknowledged));

@@ -14,6 +14,7 @@ use super::plan::{Draft, Plan};
 use super::uploader::Uploader;
 use super::window::Window;
 use crate::OnConflict;
+use crate::error::unexpected_reply;
 use crate::file::sealed::{To, Uploading};
 use crate::file::state::{FileState, Landing, Next, Unsaved};
 use crate::journal::Journal;
@@ -28,7 +29,7 @@ use wire::FsError;
 use wire::attr::{InodeAttr, Timestamp};
 use wire::ids::{ChunkIndex, Ino};
 use wire::limits::UPLOAD_FRESH_MS;
-use wire::op::{ConflictPolicy, Name, Op};
+use wire::op::{ConflictPolicy, Name, Op, OpReply};
 
 /// A chunk in more pieces than this is compacted.
 const COMPACT_EXTENTS: u32 = 1024;
@@ -134,7 +135,7 @@ impl Committer {
             }
         };
         let way = Way::AtOnce { unlinked: file.attr().nlink == 0 };
-        let outcome = judge(&plan, answer, way);
+        let outcome = judge(&plan, answer.and_then(committed), way);
         match &outcome {
             Outcome::Stays(error) => return Err(*error),
             Outcome::Beside => self.make_beside(file, &plan, None).await?,
@@ -307,6 +308,14 @@ impl Committer {
             }
         }
     }
+}
+
+/// Returns the reply to a commit.
+///
+/// # Errors
+/// `Io` for a reply to anything else.
+pub(crate) fn committed(reply: OpReply) -> Result<OpReply, FsError> {
+    if matches!(reply, OpReply::Committed { .. }) { Ok(reply) } else { Err(unexpected_reply()) }
 }
 
 /// Applies the outcome of a commit to the file's state. A file that goes beside must exist by now. Returns how many bytes
