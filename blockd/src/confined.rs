@@ -4,7 +4,7 @@ use crate::layouts::Layouts;
 use wire::message::block::BlockRequest;
 use wire::tls::Subject;
 
-/// What a confined client is told that gets no blocks, for people.
+/// The reason that a confined client gets with a refusal, for people.
 const REFUSED: &str = "the block daemons serve no confined clients: an operator can let them, with `surf cluster set \
                        --confined-blocks on`";
 
