@@ -30,7 +30,7 @@ use wire::ids::{Ino, Version};
 use wire::op::{Expect, JournalPosition, Op, Read, ReadReply};
 
 /// When nothing is acknowledged for this long, the mount fails, so that a person or the boot gets the error.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REPLAY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The queue entries that the records are turned into.
 #[derive(Default)]
@@ -83,7 +83,7 @@ impl Replayer {
             Err(Failed::Disk(source)) => return Err(Error::Local { path: dir, source }),
             Err(Failed::Refused(error)) if is_full(error) => return Err(Error::ReplayFull { dir }),
             Err(Failed::Refused(error)) => error.to_string(),
-            Err(Failed::Hangs) => format!("servers that it needs have been away for {PATIENCE:?}"),
+            Err(Failed::Hangs) => format!("servers that it needs have been away for {REPLAY_PATIENCE:?}"),
         };
         Err(Error::Replay { dir, reason })
     }
@@ -145,7 +145,7 @@ impl Replayer {
     async fn wait_replayed(&self, last: u64) -> Result<(), Failed> {
         loop {
             let acknowledged_before = self.writeback.acknowledged();
-            match tokio::time::timeout(PATIENCE, self.writeback.wait_acknowledged(last)).await {
+            match tokio::time::timeout(REPLAY_PATIENCE, self.writeback.wait_acknowledged(last)).await {
                 Ok(outcome) => return Ok(outcome?),
                 Err(_) if acknowledged_before == self.writeback.acknowledged() => return Err(Failed::Hangs),
                 Err(_) => {}
@@ -322,7 +322,7 @@ fn base_of(ino: Ino, base: Version, late: Option<Version>, position: &JournalPos
 }
 
 async fn within_patience<T>(work: impl Future<Output = Result<T, FsError>>) -> Result<T, Failed> {
-    tokio::time::timeout(PATIENCE, work).await.map_err(|_| Failed::Hangs)?.map_err(Failed::Refused)
+    tokio::time::timeout(REPLAY_PATIENCE, work).await.map_err(|_| Failed::Hangs)?.map_err(Failed::Refused)
 }
 
 impl Replayed {

@@ -60,9 +60,9 @@ impl Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         let Some(client) = self.client.take().and_then(|client| client.upgrade()) else { return };
-        let (keeper, ino, lock) = (client.clone(), self.ino, self.lock.clone());
+        let (holder, ino, lock) = (client.clone(), self.ino, self.lock.clone());
         let give_up = async move {
-            let given_up = keeper.unlock(ino, lock.family, lock.owner, lock.start, lock.end).await;
+            let given_up = holder.unlock(ino, lock.family, lock.owner, lock.start, lock.end).await;
             if let Err(error) = given_up {
                 tracing::debug!(%ino, %error, "after a lock that nobody waited for any more");
             }
