@@ -206,7 +206,7 @@ impl Node {
             handoff: handoff.clone(),
             metrics: metrics.clone(),
             compare_every: config.compare_every,
-            account: patience::ACCOUNT,
+            account: patience::PATIENCE_MAX,
             round: Round::default(),
         };
         tasks.spawn(heal::run(healer, stop.clone()));

@@ -100,7 +100,7 @@ impl Reading {
                 let Some(Waiting { cost, turn }) = state.next() else { return };
                 (turn, self.begin(&mut state, cost))
             };
-            // Whoever has gone in this moment does not take it. It ends here, which lets the next one begin.
+            // A reader that has gone in this moment does not take it. It ends here, which lets the next one begin.
             drop(to.send(turn));
         }
     }

@@ -27,7 +27,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
-use wire::Error;
 use wire::buffers::{Buffer, Pool};
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId};
 use wire::layout::Layout;
@@ -37,6 +36,7 @@ use wire::quic::{Endpoint, Incoming, OutgoingRequest};
 use wire::sections::{SECTION_BYTES, SectionHasher, Sections};
 use wire::suspects::Suspects;
 use wire::tls::Role;
+use wire::{Error, trace};
 
 /// Received bytes are hashed and passed on in pieces of at least this size: large enough for BLAKE3's wide paths, small
 /// enough that hashing one (some 40 µs) may run on a runtime thread. They end where sections do.
@@ -398,11 +398,11 @@ impl Forward<'_> {
             }
             Err(_) => {
                 if let Some(lag) = self.replicator.lag(self.origin) {
-                    self.replicator.lagging_tasks.spawn(async move {
+                    self.replicator.lagging_tasks.spawn(trace::carried_id(async move {
                         let _lag = lag;
                         // It may still store the block; nobody waits for it.
                         let _ = tokio::time::timeout(LAG_MAX, answer).await;
-                    });
+                    }));
                 }
                 self.unreachable((id, addr), (asked, copies), None);
                 return Ended::Next;

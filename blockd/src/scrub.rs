@@ -153,7 +153,7 @@ mod tests {
     use std::io;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    /// The machine's disk; a read of a segment panics once when it is told to, as a fault in this program would.
+    /// The machine's disk; a read of a segment panics once when a test asks for it, as a fault in this program would.
     #[derive(Clone, Default)]
     struct Faulty(Arc<AtomicBool>);
 

@@ -146,7 +146,7 @@ impl Drop for PutStamp<'_> {
     }
 }
 
-/// A drop under way: the block cannot be renewed until it ends. Whoever carries it out holds it, too: that goes on when
+/// A drop under way: the block cannot be renewed until it ends. The task that carries it out holds it, too: that goes on when
 /// the one that began it goes away.
 pub struct Dropping {
     stamps: Arc<Stamps>,

@@ -298,11 +298,11 @@ impl Store {
         if !self.has_copy(&hash) {
             return Ok(false);
         }
-        self.writer.write(Party::Removal, |reply| Work::Drop { hash, kept: None, reply }).await
+        self.writer.write(Party::Removal, |reply| Work::Drop { hash, guard: None, reply }).await
     }
 
     /// Drops blocks, which share as few groups as they can. Returns the outcome of each: true when it was here. Durable
-    /// on return. Cancel-safe: they are dropped even if the caller goes away, and what stands beside each is kept until
+    /// on return. Cancel-safe: they are dropped even if the caller goes away, and what stands beside each is held until
     /// then.
     ///
     /// # Errors
@@ -317,9 +317,9 @@ impl Store {
             blocks.iter().map(|(hash, _)| index.blocks.contains_key(hash)).collect()
         };
         let here = blocks.iter().zip(&is_here).filter(|(_, is_here)| **is_here);
-        let drops = here.map(|((hash, kept), _)| {
-            let (hash, kept) = (*hash, kept.clone());
-            move |reply| Work::Drop { hash, kept: Some(kept), reply }
+        let drops = here.map(|((hash, guard), _)| {
+            let (hash, guard) = (*hash, guard.clone());
+            move |reply| Work::Drop { hash, guard: Some(guard), reply }
         });
         let mut outcomes = self.writer.write_all(Party::Removal, drops).await?.into_iter();
         Ok(is_here

@@ -87,6 +87,12 @@ pub enum Error {
 /// it is logged with the place that asked.
 #[track_caller]
 pub(crate) fn unexpected_reply() -> FsError {
-    tracing::error!(asked_at = %Location::caller(), "metad answered something else than was asked");
+    note_unexpected_reply();
     FsError::Io
+}
+
+/// Logs such an answer where no error is returned.
+#[track_caller]
+pub(crate) fn note_unexpected_reply() {
+    tracing::error!(asked_at = %Location::caller(), "metad answered something else than was asked");
 }

@@ -17,9 +17,9 @@ use wire::ids::{Ino, Version};
 use wire::op::Name;
 
 /// The kernel believes what it is given for this long while there are other sessions.
-pub(crate) const BELIEVED: Duration = Duration::from_millis(50);
+pub(crate) const KERNEL_TRUST: Duration = Duration::from_millis(50);
 /// And for this long while this session is alone. The arrival of another session waits for it.
-pub(crate) const BELIEVED_ALONE: Duration = Duration::from_secs(1);
+pub(crate) const KERNEL_TRUST_ALONE: Duration = Duration::from_secs(1);
 /// An answer may reach the kernel this much later than it is given, and the kernel's clock is coarse.
 pub(crate) const BELIEF_MARGIN: Duration = Duration::from_millis(50);
 /// The number of inodes for which it is remembered what the kernel was given.
@@ -110,18 +110,18 @@ impl Beliefs {
     /// Returns until when the kernel may believe something of an inode.
     pub(crate) fn until(&self, ino: Ino) -> Option<Instant> {
         let given = self.given.peek(&ino).copied().max(self.given_others);
-        given.map(|at| at + BELIEVED + BELIEF_MARGIN).max(self.until_alone())
+        given.map(|at| at + KERNEL_TRUST + BELIEF_MARGIN).max(self.until_alone())
     }
 
     /// Returns until when the kernel may believe what it was given while this session was alone.
     pub(crate) fn until_alone(&self) -> Option<Instant> {
-        self.given_alone.map(|at| at + BELIEVED_ALONE + BELIEF_MARGIN)
+        self.given_alone.map(|at| at + KERNEL_TRUST_ALONE + BELIEF_MARGIN)
     }
 
     /// Returns until when the kernel may believe anything.
     pub(crate) fn until_any(&self) -> Option<Instant> {
         let given = self.given.iter().map(|(_, at)| *at).max().max(self.given_others);
-        given.map(|at| at + BELIEVED + BELIEF_MARGIN).max(self.until_alone())
+        given.map(|at| at + KERNEL_TRUST + BELIEF_MARGIN).max(self.until_alone())
     }
 }
 
@@ -210,14 +210,14 @@ mod tests {
         let (mut beliefs, now) = (Beliefs::default(), Instant::now());
         assert_eq!((beliefs.until(Ino(7)), beliefs.until_any()), (None, None));
         beliefs.note(Ino(7), now);
-        assert_eq!(beliefs.until(Ino(7)), Some(now + BELIEVED + BELIEF_MARGIN));
+        assert_eq!(beliefs.until(Ino(7)), Some(now + KERNEL_TRUST + BELIEF_MARGIN));
         assert_eq!(beliefs.until(Ino(8)), None);
         for ino in 0..GIVEN_MAX.get() as u64 {
-            beliefs.note(Ino(1000 + ino), now + BELIEVED);
+            beliefs.note(Ino(1000 + ino), now + KERNEL_TRUST);
         }
-        assert_eq!(beliefs.until(Ino(7)), Some(now + BELIEVED + BELIEF_MARGIN), "it counts as one of the others");
+        assert_eq!(beliefs.until(Ino(7)), Some(now + KERNEL_TRUST + BELIEF_MARGIN), "it counts as one of the others");
         beliefs.note_alone(now);
-        assert_eq!(beliefs.until_alone(), Some(now + BELIEVED_ALONE + BELIEF_MARGIN));
+        assert_eq!(beliefs.until_alone(), Some(now + KERNEL_TRUST_ALONE + BELIEF_MARGIN));
         assert_eq!(beliefs.until(Ino(8)), beliefs.until_alone());
     }
 

@@ -1,13 +1,15 @@
 //! The lock order of the client, and the mutexes that follow it.
 //!
-//! Locks that are held over an `.await` come first, in this order: a file's flush (`FileState::begin_flush`), then
-//! those of the session (one renewal, one range of inode numbers) or of the journal (one round of writing, one change
-//! of its files). The mutexes below are held for a few lines without an `.await`, and a thread that holds one takes
-//! another only of a higher [`Rank`]. Debug builds, and so all tests, assert that with each lock that is taken.
+//! Locks that are held over an `.await` are tokio's and come first, in this order: the search for a deadlock
+//! (`Waits::search`) and a writer's turn at the window (`Window`), under which others flush; then a file's flush
+//! (`FileState::begin_flush`); then those of the session (one renewal, one range of inode numbers) or of the journal (one
+//! round of writing, one change of its files). The mutexes below are held for a few lines without an `.await`, and a thread
+//! that holds one takes another only of a higher [`Rank`]. Debug builds, and so all tests, assert that with each lock that
+//! is taken.
 //!
-//! Locks under which none of these is taken share a rank, [`Rank::Leaf`]. The pool of buffers has a lock of its own, in
-//! `wire`, which any of them may be held for. The layout, which
-//! everybody reads, is behind an `RwLock` with the same rule.
+//! Locks under which none of these is taken share a rank, [`Rank::Leaf`]. Those of `wire` that a client uses (its pool of
+//! buffers, its suspects) come behind all of them. The layout, which everybody reads, is behind an `RwLock` with the rule of
+//! [`Rank::Leaf`].
 
 use parking_lot::{Mutex, MutexGuard};
 use std::fmt;

@@ -8,7 +8,7 @@
 //!   are pure.
 //! - This file is the lock around the core, and the waiting.
 //!
-//! Lock order: the queue before what is known, and before a file's state; never the other way round.
+//! The lock's place among the others is in [`crate::ordered`].
 
 mod core;
 pub(crate) mod here;

@@ -7,6 +7,7 @@
 use crate::Error;
 use crate::buffers::Buffers;
 use crate::commit::committer::{Committer, is_full};
+use crate::error::unexpected_reply;
 use crate::file::dirty::Packed;
 use crate::file::pending::{Restored, SHARED_BLOCK_PART_MAX};
 use crate::file::sealed::To;
@@ -29,7 +30,7 @@ use wire::ids::{Ino, Version};
 use wire::op::{Expect, JournalPosition, Op, Read, ReadReply};
 
 /// When nothing is acknowledged for this long, the mount fails, so that a person or the boot gets the error.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REPLAY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The queue entries that the records are turned into.
 #[derive(Default)]
@@ -82,7 +83,7 @@ impl Replayer {
             Err(Failed::Disk(source)) => return Err(Error::Local { path: dir, source }),
             Err(Failed::Refused(error)) if is_full(error) => return Err(Error::ReplayFull { dir }),
             Err(Failed::Refused(error)) => error.to_string(),
-            Err(Failed::Hangs) => format!("servers that it needs have been away for {PATIENCE:?}"),
+            Err(Failed::Hangs) => format!("servers that it needs have been away for {REPLAY_PATIENCE:?}"),
         };
         Err(Error::Replay { dir, reason })
     }
@@ -91,7 +92,7 @@ impl Replayer {
         let journal = &self.journal;
         let asked = self.session.read(Read::Journaled { journal: journal.id() });
         let ReadReply::Journaled(position) = within_patience(asked).await? else {
-            return Err(FsError::Io.into());
+            return Err(unexpected_reply().into());
         };
         let position = position.unwrap_or_default();
         let (acknowledged, behind) = (position.acknowledged, journal.last().max(position.acknowledged));
@@ -144,7 +145,7 @@ impl Replayer {
     async fn wait_replayed(&self, last: u64) -> Result<(), Failed> {
         loop {
             let acknowledged_before = self.writeback.acknowledged();
-            match tokio::time::timeout(PATIENCE, self.writeback.wait_acknowledged(last)).await {
+            match tokio::time::timeout(REPLAY_PATIENCE, self.writeback.wait_acknowledged(last)).await {
                 Ok(outcome) => return Ok(outcome?),
                 Err(_) if acknowledged_before == self.writeback.acknowledged() => return Err(Failed::Hangs),
                 Err(_) => {}
@@ -321,7 +322,7 @@ fn base_of(ino: Ino, base: Version, late: Option<Version>, position: &JournalPos
 }
 
 async fn within_patience<T>(work: impl Future<Output = Result<T, FsError>>) -> Result<T, Failed> {
-    tokio::time::timeout(PATIENCE, work).await.map_err(|_| Failed::Hangs)?.map_err(Failed::Refused)
+    tokio::time::timeout(REPLAY_PATIENCE, work).await.map_err(|_| Failed::Hangs)?.map_err(Failed::Refused)
 }
 
 impl Replayed {

@@ -6,9 +6,10 @@
 
 mod steps;
 
-use crate::commit::committer::{Committer, is_full};
+use crate::commit::committer::{Committer, committed, is_full};
 use crate::commit::outcome::{Outcome, Way, judge};
 use crate::commit::plan::Plan;
+use crate::error::note_unexpected_reply;
 use crate::file::state::FileState;
 use crate::flusher::Flusher;
 use crate::journal::Journal;
@@ -235,6 +236,10 @@ impl Sender {
         let mut replies = replies.into_iter();
         for step in steps {
             let reply = step.op.as_ref().and_then(|_| replies.next());
+            if step.op.is_some() && reply.is_none() {
+                // Content stays with its file, which commits it again.
+                note_unexpected_reply();
+            }
             let (inos, names) = (step.inos, step.names);
             match (step.content, reply) {
                 (Some(content), Some(reply)) => {
@@ -274,7 +279,7 @@ impl Sender {
         if let OpReply::Committed { attr, .. } = &reply {
             self.known.follow_commit(attr);
         }
-        let outcome = judge(&plan, Ok(reply), Way::Queued);
+        let outcome = judge(&plan, committed(reply), Way::Queued);
         self.writeback.with(|core| core.note_content(file.ino(), outcome.own_version(&plan)));
         let (report, nameless) = (outcome.report(), outcome.is_nameless());
         self.committer.take_outcome(&file, &plan, outcome, copy);
@@ -355,7 +360,11 @@ impl Sender {
         let read = Read::Lookup { parent: place.0, name: place.1.clone() };
         match self.session.read_to_send(read).await {
             Ok(ReadReply::Attr(attr)) => attr.ino == known,
-            _ => false,
+            Ok(_) => {
+                note_unexpected_reply();
+                false
+            }
+            Err(_) => false,
         }
     }
 

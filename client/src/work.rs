@@ -1,4 +1,8 @@
 //! Work that runs on when its caller is gone: flushes, uploads and fetches under way, tracked by one owner.
+//!
+//! It carries the id of the request that began it, so that the logs of the daemons show the same id. It does not carry the
+//! caller: one flush commits what many programs wrote, and is sent on nobody's behalf. Work on somebody's behalf carries
+//! both by itself ([`wire::trace::carried`]).
 
 use std::future::Future;
 use std::time::Duration;
@@ -6,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use wire::FsError;
+use wire::{FsError, trace};
 
 /// The place where such work runs, and how it is ended. Clones share it.
 #[derive(Clone)]
@@ -30,9 +34,9 @@ impl Work {
         (self.under_way.clone(), self.stop.clone())
     }
 
-    /// Spawns work that runs to its end.
+    /// Spawns work for the current request that runs to its end.
     pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-        self.under_way.spawn_on(work, &self.runtime)
+        self.under_way.spawn_on(trace::carried_id(work), &self.runtime)
     }
 
     /// Spawns work that is given up when the mount ends.

@@ -47,7 +47,7 @@ pub(crate) async fn notify_kernel(kernel: &Kernel, notice: Notice) -> bool {
     match tokio::task::spawn_blocking(move || pass_on(&kernel, &notice)).await {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
-            tracing::debug!(%error, "the kernel was not told of a change");
+            tracing::debug!(%error, "the kernel has not taken the notice of a change");
             error.kind() == io::ErrorKind::NotFound
         }
         Err(_) => false,

@@ -261,7 +261,7 @@ impl Options {
         self.kernel.push(option);
     }
 
-    /// Sets the defaults for setuid programs and devices. Whoever has a bundle of the cluster can make both, and would
+    /// Sets the defaults for setuid programs and devices. The holder of a bundle of the cluster can make both, and would
     /// be root on each machine that honours them, so only root may ask for that. An embedded cluster is this machine's
     /// own, and is treated as a local filesystem, unless a user made it who could make himself root with it: fusermount3
     /// insists on that, too.

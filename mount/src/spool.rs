@@ -1,6 +1,6 @@
 //! A place on the local disk for content of writes that wait.
 //!
-//! One thread does all that touches the disk, and owns the file. Whoever puts content aside hands the thread a
+//! One thread does all that touches the disk, and owns the file. A write that puts content aside hands the thread a
 //! reference and goes on: the content is in memory until the thread has written it. So a disk that is slow, full or
 //! hung costs memory, and never time. Only what lies on the disk has to be waited for, by the write that it belongs to.
 
@@ -25,7 +25,7 @@ const FREE_BYTES_MIN: u64 = 1 << 30;
 /// While the disk takes longer than this for one step, nothing is put aside.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
 /// Nor is it for this long after such a step has ended.
-const REST: Duration = Duration::from_secs(60);
+const PAUSE_AFTER_SLOW_STEP: Duration = Duration::from_secs(60);
 
 /// What the thread does with the disk. All of it may take any time.
 pub(crate) trait Disk {
@@ -195,7 +195,7 @@ impl Spool {
                 warn(&error);
             }
         });
-        started.inspect_err(warn).ok().map(|_| Self { queue, step_limit, rest: REST })
+        started.inspect_err(warn).ok().map(|_| Self { queue, step_limit, rest: PAUSE_AFTER_SLOW_STEP })
     }
 
     /// Puts content aside, onto the disk as soon as that takes it. Does not wait.
@@ -271,7 +271,7 @@ impl<D: Disk> Worker<D> {
     fn run(mut self) {
         while let Some(job) = self.queue.next(self.places.in_use() > 0) {
             match job {
-                // Whoever waited for it is gone.
+                // The reader that waited for it is gone.
                 Job::Urgent(Urgent::Read { reply, .. }) if reply.is_closed() => {}
                 Job::Urgent(Urgent::Read { stored, reply }) => {
                     let _ = reply.send(self.read(&stored));

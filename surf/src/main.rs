@@ -58,7 +58,7 @@ fn main() -> ExitCode {
         // The exit code is that of fsck(8).
         Err(error) if error.use_stderr() && asks_for_fsck() => {
             let _ = error.print();
-            return ExitCode::from(cmd::fsck::USAGE);
+            return ExitCode::from(cmd::fsck::EXIT_USAGE);
         }
         Err(error) => error.exit(),
     };

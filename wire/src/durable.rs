@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
     }
 
-    /// Whoever may write in the directory puts it there before root writes.
+    /// Somebody who may write in the directory puts it there before root writes.
     #[test]
     fn a_link_in_place_of_the_partial_file_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();

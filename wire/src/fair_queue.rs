@@ -20,8 +20,8 @@ pub struct FairQueue<K, T> {
     lines: HashMap<K, VecDeque<(u64, T)>>,
     /// Parties in the order of their first items' tags.
     order: BTreeMap<Tag, K>,
-    /// The virtual time: the tag of the item that was taken last. No item that waits has a smaller one. Who comes anew
-    /// begins here, and so does who comes back: what it was given ended by now.
+    /// The virtual time: the tag of the item that was taken last. No item that waits has a smaller one. A new party
+    /// begins here, and so does one that comes back: what it was given has ended by now.
     now: u64,
     /// Number of the next tag.
     number: u64,
@@ -157,7 +157,7 @@ mod tests {
     }
 
     proptest! {
-        /// Pushes are by parties that come once, or by one of three that come again. Whoever waits is served before each
+        /// Pushes are by parties that come once, or by one of three that come again. A party that waits is served before each
         /// of the others that wait at a time was given as much as it asks for, and one of its items more.
         #[test]
         fn every_party_is_served_within_a_bound_and_nothing_is_kept_of_those_that_were(

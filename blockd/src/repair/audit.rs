@@ -34,7 +34,7 @@ use wire::message::meta::{MetaReply, MetaRequest};
 use wire::retry::Backoff;
 
 /// Pause after a page, and after so many spans without one: metad has more urgent work.
-const PAUSE: Duration = Duration::from_millis(50);
+const PAGE_PAUSE: Duration = Duration::from_millis(50);
 /// The spans.
 const SPANS_AT_ONCE: u32 = 16;
 /// An audit begins within this time after a change of the owners, because all daemons begin one then.
@@ -342,7 +342,7 @@ impl Auditor {
                 spans += 1;
                 if next.is_some() || spans >= SPANS_AT_ONCE {
                     spans = 0;
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(PAGE_PAUSE).await;
                 }
             }
         }

@@ -46,7 +46,7 @@ impl Healer {
             handoff.begin_owner(&owner);
             let (owed, owed_no_more): (Vec<_>, Vec<_>) =
                 hashes.into_iter().partition(|hash| owns(layout, &ring, &owner, hash));
-            // Whoever owns these now has compared, or will.
+            // The present owners of these have compared, or will.
             owed_no_more.iter().for_each(|hash| handoff.remove(&owner, hash));
             let until = until.min(begun + share);
             let outcome = if owed.is_empty() {

@@ -24,7 +24,7 @@ const NOTED_MAX: usize = 65_536;
 /// Blocks that are noted for one owner at most: one that is away for long leaves room for others.
 const NOTED_FOR_ONE_MAX: usize = NOTED_MAX / 4;
 /// Between two rounds in which what is noted is sent.
-const PAUSE: Duration = Duration::from_secs(2);
+const ROUND_PAUSE: Duration = Duration::from_secs(2);
 /// An owner that took nothing in a round is left alone for this long.
 const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 /// A block that is not referred to yet is left alone for this long.
@@ -118,7 +118,7 @@ impl Handoff {
             missed.ready.insert(hash);
             noted.count += 1;
             if noted.due.is_none() {
-                noted.due = Some(Instant::now() + PAUSE);
+                noted.due = Some(Instant::now() + ROUND_PAUSE);
                 self.added.notify_one();
             }
         }
@@ -176,7 +176,7 @@ impl Handoff {
     /// Ends a round, and begins the wait for the next one.
     pub(super) fn end_round(&self) {
         let mut noted = self.noted.lock();
-        noted.due = (noted.count > 0).then(|| Instant::now() + PAUSE);
+        noted.due = (noted.count > 0).then(|| Instant::now() + ROUND_PAUSE);
     }
 
     /// Leaves an owner alone for a while.
@@ -239,20 +239,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_note_is_due_until_it_is_removed_however_often_the_wait_begins_anew() {
         let handoff = Handoff::default();
-        assert!(!is_due(&handoff, 10 * PAUSE).await);
+        assert!(!is_due(&handoff, 10 * ROUND_PAUSE).await);
         handoff.add(OWNER, hash(1));
         handoff.add(OWNER, hash(1));
-        assert!(!is_due(&handoff, PAUSE * 3 / 5).await && is_due(&handoff, PAUSE * 3 / 5).await);
+        assert!(!is_due(&handoff, ROUND_PAUSE * 3 / 5).await && is_due(&handoff, ROUND_PAUSE * 3 / 5).await);
         assert_eq!(handoff.begin_round(), [(OWNER, vec![hash(1)])]);
-        tokio::time::advance(3 * PAUSE).await;
+        tokio::time::advance(3 * ROUND_PAUSE).await;
         handoff.end_round();
-        assert!(!is_due(&handoff, PAUSE / 2).await, "the pause begins when a round ends");
-        assert!(is_due(&handoff, PAUSE * 2).await, "again, because it is still noted");
+        assert!(!is_due(&handoff, ROUND_PAUSE / 2).await, "the pause begins when a round ends");
+        assert!(is_due(&handoff, ROUND_PAUSE * 2).await, "again, because it is still noted");
         handoff.remove(&OWNER, &hash(1));
         handoff.remove(&OWNER, &hash(1));
         assert!(handoff.begin_round().is_empty());
         handoff.end_round();
-        assert!(!is_due(&handoff, 10 * PAUSE).await);
+        assert!(!is_due(&handoff, 10 * ROUND_PAUSE).await);
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ const REMEMBERED_MAX: usize = 65_536;
 /// As many of them as others say they have: these leave room for those that nobody has.
 const COMING_MAX: usize = REMEMBERED_MAX / 4;
 
-/// What a search for blocks has found, as far as this daemon counts them.
+/// What a search for blocks has found, limited to what this daemon counts.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Found {
     /// Nobody who answers has them.
@@ -38,7 +38,7 @@ pub struct Missing {
     names: BTreeMap<BlockHash, State>,
     /// Those that the audit under way did not find and that are not remembered by name.
     more: u64,
-    /// The same of the last audit.
+    /// Those of the last audit.
     more_before: u64,
     /// As many of them as two audits in a row did not find.
     more_counted: u64,

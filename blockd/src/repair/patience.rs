@@ -9,10 +9,10 @@ use std::time::Duration;
 use wire::ids::BlockdId;
 
 /// What a source has at the beginning, and at most, unless a test says otherwise.
-pub const ACCOUNT: Duration = Duration::from_secs(30);
+pub const PATIENCE_MAX: Duration = Duration::from_secs(30);
 /// What an answer costs at least, unless it turns out to name nothing that is lacking here and referred to: a source
 /// that is honest may have thousands of blocks that nothing refers to any more.
-const ANSWER: Duration = Duration::from_millis(20);
+const COST_MIN: Duration = Duration::from_millis(20);
 /// Blocks for which a source may give no answer: each may be one that its disk cannot read.
 const UNANSWERED_MAX: u32 = 4;
 /// What a block earns, and what each of its MiB does.
@@ -42,8 +42,8 @@ impl Patience {
 
     /// Takes the time that an answer took off, or more.
     pub(super) fn answered(&mut self, source: BlockdId, time: Duration) {
-        self.waited(source, time.max(ANSWER));
-        self.of(source).surcharge = ANSWER.saturating_sub(time);
+        self.waited(source, time.max(COST_MIN));
+        self.of(source).surcharge = COST_MIN.saturating_sub(time);
     }
 
     /// Gives back what the last answer cost beyond its time: nothing that it names has to be fetched.
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn a_source_that_sends_little_for_its_time_is_left_out_and_others_are_not() {
         let [slow, fast, lister] = [1, 2, 3].map(|number| BlockdId([number; 16]));
-        let mut patience = Patience::new(ACCOUNT);
+        let mut patience = Patience::new(PATIENCE_MAX);
         let mut blocks = 0;
         while !patience.is_at_end(&slow) {
             patience.waited(slow, Duration::from_secs(9));
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_names_nothing_to_fetch_costs_its_time() {
-        let (source, mut patience) = (BlockdId([1; 16]), Patience::new(ACCOUNT));
+        let (source, mut patience) = (BlockdId([1; 16]), Patience::new(PATIENCE_MAX));
         for _ in 0..10_000 {
             patience.answered(source, Duration::from_millis(1));
             patience.explained(source);
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_source_may_give_no_answer_for_some_blocks() {
-        let (source, mut patience) = (BlockdId([1; 16]), Patience::new(ACCOUNT));
+        let (source, mut patience) = (BlockdId([1; 16]), Patience::new(PATIENCE_MAX));
         for _ in 1..UNANSWERED_MAX {
             patience.unanswered(source);
             patience.came(source, 100);

@@ -34,12 +34,12 @@ use wire::retry::Backoff;
 const QUEUE_MAX: usize = 1024;
 /// Copies that are fetched at once for one queue: a daemon that sends slowly must not keep the others waiting.
 const FETCHES_MAX: usize = 4;
-/// The same for copies that are missing, from all daemons together.
+/// Missing copies that are fetched at once, from all daemons together.
 const ABSENT_FETCHES_MAX: usize = 8;
-/// First and longest pause before damaged copies that could not be replaced are tried again. Nobody may have some: nothing
-/// refers to them any more.
-const AGAIN: Duration = Duration::from_secs(5);
-const AGAIN_MAX: Duration = Duration::from_secs(600);
+/// Shortest and longest pause before damaged copies that could not be replaced are tried again. Some may have no good copy
+/// anywhere, because nothing refers to their blocks any more.
+const RETRY_PAUSE_MIN: Duration = Duration::from_secs(5);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(600);
 
 /// Passes copies that are wanted to the repairing task.
 #[derive(Clone)]
@@ -90,7 +90,10 @@ impl Lane {
     fn new() -> (Self, DamagedEnd) {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
         let lane = Self { sender, waiting: Arc::default(), left_out: Arc::default() };
-        (lane.clone(), DamagedEnd { receiver, lane, rest: None, pauses: Backoff::new(AGAIN, AGAIN_MAX) })
+        (
+            lane.clone(),
+            DamagedEnd { receiver, lane, rest: None, pauses: Backoff::new(RETRY_PAUSE_MIN, RETRY_PAUSE_MAX) },
+        )
     }
 
     fn push(&self, hash: BlockHash) {
@@ -119,11 +122,11 @@ impl DamagedEnd {
             }
             let Some(from) = self.rest.take() else {
                 if let Ok(fresh) = timeout(self.pauses.delay(), self.receiver.recv()).await {
-                    self.pauses = Backoff::new(AGAIN, AGAIN_MAX);
+                    self.pauses = Backoff::new(RETRY_PAUSE_MIN, RETRY_PAUSE_MAX);
                     return fresh;
                 }
                 match store.bad_count() {
-                    0 => self.pauses = Backoff::new(AGAIN, AGAIN_MAX),
+                    0 => self.pauses = Backoff::new(RETRY_PAUSE_MIN, RETRY_PAUSE_MAX),
                     _ if store.has_room_for(BLOCK_BYTES_MAX as u32) => self.rest = Some(BlockHash([0; 32])),
                     _ => {}
                 }

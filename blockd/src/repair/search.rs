@@ -58,7 +58,7 @@ struct Voice {
 }
 
 impl Voice {
-    /// Notes how long an answer took. Whoever takes long too often is not asked any more, so all of its answers to an
+    /// Notes how long an answer took. A daemon that takes long too often is not asked any more, so all of its answers to an
     /// audit hold that up by little more than the audit takes anyway.
     fn took(&mut self, time: Duration) {
         self.excess = self.excess.saturating_add(time.saturating_sub(ANSWER_TIME));
@@ -211,7 +211,7 @@ impl Search {
     /// Has blocks fetched that others say they have. When too many wait, the next search finds them again.
     fn fetch(&self, said: &Said, absent: &BTreeSet<BlockHash>, max: usize) {
         let believed = said.proven.iter().filter(|(_, hash)| self.is_wanted(hash));
-        // Whoever is not believed may have had no time: if it sends the block all the same, the block is found.
+        // A daemon that is not believed may have had no time: if it sends the block all the same, the block is found.
         let (liars, doubtful): (Vec<_>, Vec<_>) =
             said.unproven.iter().filter(|(_, hash)| absent.contains(hash)).partition(|(id, _)| self.claims.is_liar(id));
         // One block is enough to see whether a liar has mended its ways.

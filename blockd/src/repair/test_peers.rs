@@ -3,7 +3,7 @@
 use super::handoff::Handoff;
 use super::healer::{Healer, References};
 use super::pass::Round;
-use super::patience::ACCOUNT;
+use super::patience::PATIENCE_MAX;
 use super::progress::Progress;
 use super::throttle::{Activity, Throttle};
 use crate::config::Rates;
@@ -319,7 +319,7 @@ impl Peers {
             handoff: Arc::new(Handoff::default()),
             metrics: Arc::new(Metrics::default()),
             compare_every: Duration::from_secs(600),
-            account: ACCOUNT,
+            account: PATIENCE_MAX,
             round: Round::default(),
         }
     }

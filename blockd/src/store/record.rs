@@ -19,8 +19,8 @@
 //! `wire::sections` explains sections. The trailer follows the payload without a gap.
 //!
 //! Magic, version, number of the segment and checksum are where they are in every version. So a record of another version
-//! is told from damage, and so is one of this version with a value that is not described here: a newer release has written
-//! it. It is refused, never dropped.
+//! is not taken for damage, and neither is one of this version with a value that is not described here: a newer release has
+//! written it. It is refused, never dropped.
 //!
 //! Numbers are little endian. Records that are written together follow each other; each such group begins at a multiple
 //! of [`GROUP_ALIGN`], as O_DIRECT wants it, and is padded with [`PADDING`] up to the next. Zeros would not do: a disk

@@ -47,8 +47,8 @@ pub enum Party {
 /// Gets whether a record was written, once it is on stable storage.
 pub(super) type Reply = oneshot::Sender<Result<bool, Error>>;
 
-/// What is kept until a removal has ended, whoever waits for that.
-pub(super) type Kept = Arc<dyn Send + Sync>;
+/// What is held until a removal has ended, whoever waits for that.
+pub(super) type Guard = Arc<dyn Send + Sync>;
 
 /// Work for the writer.
 pub(super) enum Work {
@@ -57,7 +57,7 @@ pub(super) enum Work {
     /// Store a block if there is a damaged copy of it here.
     Replace { hash: BlockHash, block: Bytes, sections: Sections, reply: Reply },
     /// Drop a block.
-    Drop { hash: BlockHash, kept: Option<Kept>, reply: Reply },
+    Drop { hash: BlockHash, guard: Option<Guard>, reply: Reply },
     /// Write a live record of an old segment again, if it is still live.
     Move { hash: BlockHash, from: Location, block: Bytes, sections: Sections, reply: Reply },
     /// Write a tombstone of an old segment again, if the block is still gone.
@@ -248,7 +248,7 @@ mod tests {
         queue.push(peer(1), (0..100).map(|_| put(3 * MIB))).unwrap();
         queue.push(Party::Repair, (0..100).map(|_| put(2 * MIB))).unwrap();
         queue.push(Party::Compaction, (0..100).map(|_| put(MIB))).unwrap();
-        let removal = Work::Drop { hash: BlockHash([1; 32]), kept: None, reply: oneshot::channel().0 };
+        let removal = Work::Drop { hash: BlockHash([1; 32]), guard: None, reply: oneshot::channel().0 };
         let size = removal.size();
         queue.push(Party::Removal, [removal]).unwrap();
         let first = &groups(&queue)[0];
@@ -270,7 +270,7 @@ mod tests {
     fn whoever_waits_is_told_when_the_writer_ends() {
         let queue = Arc::<Queue>::default();
         let (reply, mut answer) = oneshot::channel();
-        queue.push(Party::Removal, [Work::Drop { hash: BlockHash([1; 32]), kept: None, reply }]).unwrap();
+        queue.push(Party::Removal, [Work::Drop { hash: BlockHash([1; 32]), guard: None, reply }]).unwrap();
         drop(ClosedAtTheEnd(queue.clone()));
         assert!(answer.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
         assert!(queue.push(Party::Removal, []).is_err());

@@ -8,7 +8,7 @@ use super::open::Open;
 use super::record::{GROUP_ALIGN, Header, Kind, PADDING, RECORD_ALIGN};
 use super::segment::Found;
 use super::segment_name::{self, SegmentId};
-use super::work::{ClosedAtTheEnd, GROUP_BYTES, Kept, Party, Queue, Reply, Work};
+use super::work::{ClosedAtTheEnd, GROUP_BYTES, Guard, Party, Queue, Reply, Work};
 use super::{Error, Location, Shared, Usage, hint};
 use crate::sys::Aligned;
 use bytes::Bytes;
@@ -99,7 +99,7 @@ impl Drop for Writer {
 struct Laid {
     header: Header,
     offset: u64,
-    kept: Option<Kept>,
+    guard: Option<Guard>,
     reply: Reply,
 }
 
@@ -212,14 +212,14 @@ impl State {
     fn refuse_puts(&mut self, group: Vec<Work>, error: &Error) -> Vec<Work> {
         let rest: usize = group.iter().filter(|work| !work.is_new()).map(Work::size).sum();
         let mut left = self.left_for_puts().saturating_sub(rest as u64);
-        let (mut kept, mut refused, mut smallest) = (Vec::new(), Vec::new(), u64::MAX);
+        let (mut accepted, mut refused, mut smallest) = (Vec::new(), Vec::new(), u64::MAX);
         for work in group {
             let len = work.size() as u64;
             if !work.is_new() {
-                kept.push(work);
+                accepted.push(work);
             } else if len <= left {
                 left -= len;
-                kept.push(work);
+                accepted.push(work);
             } else {
                 smallest = smallest.min(len);
                 refused.push(work);
@@ -232,7 +232,7 @@ impl State {
             self.refused_bytes = Some(self.refused_bytes.map_or(smallest, |before| before.min(smallest)));
         }
         refuse(refused, || Error::NoSpace);
-        kept
+        accepted
     }
 
     /// Ends all writing after a failed write or sync, see the head of `store`. Logs the error once.
@@ -337,7 +337,7 @@ impl State {
                     continue;
                 }
             }
-            let (mut block, mut sections, mut kept) = (Bytes::new(), Sections::default(), None);
+            let (mut block, mut sections, mut guard) = (Bytes::new(), Sections::default(), None);
             let (kind, hash, reply) = match work {
                 Work::Put { hash, block: content, sections: trailer, reply }
                 | Work::Replace { hash, block: content, sections: trailer, reply }
@@ -345,8 +345,8 @@ impl State {
                     (block, sections) = (content, trailer);
                     (Kind::Put, hash, reply)
                 }
-                Work::Drop { hash, kept: mark, reply } => {
-                    kept = mark;
+                Work::Drop { hash, guard: held, reply } => {
+                    guard = held;
                     (Kind::Tombstone, hash, reply)
                 }
                 Work::MoveTombstone { hash, reply } => (Kind::Tombstone, hash, reply),
@@ -356,7 +356,7 @@ impl State {
             let offset = start + self.filled as u64;
             self.lay_record(&header.encode(id), &block, &sections);
             assert_eq!(start + self.filled as u64, offset + header.stored_len(), "readers count on the layout");
-            laid.push(Laid { header, offset, kept, reply });
+            laid.push(Laid { header, offset, guard, reply });
         }
         (laid, settled)
     }
@@ -409,7 +409,7 @@ impl State {
         let mut replies = Vec::with_capacity(laid.len());
         {
             let mut index = self.shared.index.write();
-            for Laid { header, offset, kept, reply } in laid {
+            for Laid { header, offset, guard, reply } in laid {
                 if let Some((_, usage)) = index.segments.get_mut(&open.id) {
                     usage.add(&header);
                     usage.written = open.at;
@@ -424,11 +424,11 @@ impl State {
                     }
                 }
                 open.records.push(Found { offset, header });
-                replies.push((kept, reply));
+                replies.push((guard, reply));
             }
         }
-        for (kept, reply) in replies {
-            drop(kept);
+        for (guard, reply) in replies {
+            drop(guard);
             // A caller that is gone does not need to know.
             let _ = reply.send(Ok(true));
         }
@@ -515,7 +515,7 @@ mod tests {
         write(&store, |reply| {
             let (block, sections) = (block.clone(), Sections::default());
             vec![
-                Work::Drop { hash, kept: None, reply: reply() },
+                Work::Drop { hash, guard: None, reply: reply() },
                 Work::Move { hash, from, block, sections, reply: reply() },
             ]
         });
@@ -537,7 +537,7 @@ mod tests {
         write(&store, |reply| {
             let (block, sections) = (block.clone(), Sections::default());
             vec![
-                Work::Drop { hash, kept: None, reply: reply() },
+                Work::Drop { hash, guard: None, reply: reply() },
                 Work::Replace { hash, block, sections, reply: reply() },
             ]
         });
@@ -568,7 +568,7 @@ mod tests {
             let group = vec![
                 Work::Put { hash: stored, block: content, sections: sections.clone(), reply: reply() },
                 Work::MoveTombstone { hash: stored, reply: reply() },
-                Work::Drop { hash: dropped, kept: None, reply: reply() },
+                Work::Drop { hash: dropped, guard: None, reply: reply() },
                 Work::Move { hash: dropped, from, block, sections, reply: reply() },
                 Work::MoveTombstone { hash: dropped, reply: reply() },
             ];

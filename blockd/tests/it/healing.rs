@@ -165,7 +165,7 @@ async fn a_join_copies_what_the_newcomer_owns_and_nothing_else() {
 }
 
 /// How long a daemon waits for the next one in a chain, at least.
-const PATIENCE: Duration = Duration::from_millis(600);
+const CHAIN_PATIENCE: Duration = Duration::from_millis(600);
 
 /// Puts a block to the first daemon, with the others behind it in this order. Returns how many have it, and after what
 /// time.
@@ -206,7 +206,7 @@ async fn a_daemon_that_never_answers_delays_one_put_briefly_and_later_ones_not_a
         for order in [[0, 2, 1], [1, 2, 0], [0, 1, 2], [1, 0, 2]] {
             let (copies, took) = put_and_time(&cluster, order).await;
             assert!(copies == 2 && took < LIMIT / 4, "{order:?}: {copies} copies after {took:?}");
-            waited += u32::from(took >= PATIENCE);
+            waited += u32::from(took >= CHAIN_PATIENCE);
         }
     }
     // Half of the puts name the mute daemon before the other one. The two that send it something leave it alone for a while.

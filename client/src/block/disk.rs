@@ -2,28 +2,27 @@
 //! never stale; and each is checked against its name when it is read, so it is never wrong (I9), whatever happened to
 //! the disk.
 //!
-//! - `file` is one block as a file; `index` knows which blocks are on disk and which go first; `keeper` is the one
+//! - `file` is one block as a file; `index` knows which blocks are on disk and which go first; `worker` is the one
 //!   thread that writes, evicts and removes.
 //! - Reads have threads of their own, a few at a time, and race with the network when they take long: a disk that hangs
 //!   delays a reader by no more than a moment.
 //! - Nothing is synced. After a power loss some files are empty or torn, and are dropped when they are read.
-//! - Nobody waits for the keeper. When its queue is full, a block is not cached.
+//! - Nobody waits for the worker. When its queue is full, a block is not cached.
 //! - The first error switches the cache off, with one warning; a full disk makes it smaller.
 //!
-//! Until the keeper has listed what an earlier mount left, readers look for the files themselves.
+//! Until the worker has listed what an earlier mount left, readers look for the files themselves.
 
 mod file;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod index;
-mod keeper;
+mod worker;
 
 use crate::local_dir::LocalDir;
 use crate::ordered::{Ordered, Rank};
 use bytes::Bytes;
 use file::Found;
 use index::Index;
-use keeper::{Job, Keeper};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -35,13 +34,14 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 use wire::ids::BlockHash;
 use wire::sections::Sections;
+use worker::{Job, Worker};
 
 /// Folder of the blocks within the mount's directory.
 const BLOCKS: &str = "blocks";
 /// Files read at once. A disk that hangs can hold this many threads.
 const READERS: usize = 16;
 /// After this time the network is asked as well. A spinning disk under load answers faster.
-const PATIENCE: Duration = Duration::from_millis(200);
+const DISK_PATIENCE: Duration = Duration::from_millis(200);
 /// For this long after a slow answer, the network is asked at once.
 const SLOW_FOR: Duration = Duration::from_secs(5);
 /// Bytes of blocks that wait to be written; further ones are not cached. Eight large blocks, as many as are read
@@ -58,12 +58,12 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 pub struct DiskCache {
     shared: Arc<Shared>,
     jobs: Ordered<Option<SyncSender<Job>>>,
-    /// Receives the end of the keeper.
+    /// Receives the end of the worker.
     ended: Ordered<Option<oneshot::Receiver<()>>>,
     slow_until: Ordered<Instant>,
 }
 
-/// What readers and the keeper share.
+/// What readers and the worker share.
 struct Shared {
     dir: PathBuf,
     /// The lock on the directory, so that nobody else uses it while one of us may.
@@ -72,7 +72,7 @@ struct Shared {
     /// Set once the index knows all blocks on disk.
     is_listed: AtomicBool,
     is_off: AtomicBool,
-    /// Bytes of blocks in the keeper's queue.
+    /// Bytes of blocks in the worker's queue.
     queued_bytes: AtomicUsize,
     readers: Arc<Semaphore>,
 }
@@ -93,7 +93,7 @@ impl DiskCache {
             queued_bytes: AtomicUsize::new(0),
             readers: Arc::new(Semaphore::new(READERS)),
         });
-        let (jobs, ended) = Keeper::start(shared.clone(), QUEUE_COUNT)?;
+        let (jobs, ended) = Worker::start(shared.clone(), QUEUE_COUNT)?;
         let (jobs, ended) = (Ordered::new(Rank::Leaf, Some(jobs)), Ordered::new(Rank::Leaf, Some(ended)));
         Ok(Self { shared, jobs, ended, slow_until: Ordered::new(Rank::Leaf, Instant::now()) })
     }
@@ -124,7 +124,7 @@ impl DiskCache {
     /// Returns how long to wait for the disk alone.
     #[must_use]
     pub fn patience(&self) -> Duration {
-        if Instant::now() < *self.slow_until.lock() { Duration::ZERO } else { PATIENCE }
+        if Instant::now() < *self.slow_until.lock() { Duration::ZERO } else { DISK_PATIENCE }
     }
 
     /// Notes that a reader's patience has ended.
@@ -146,7 +146,7 @@ impl DiskCache {
         }
     }
 
-    /// Ends the keeper. It still writes what is queued if that takes no longer than a moment.
+    /// Ends the worker. It still writes what is queued if that takes no longer than a moment.
     pub async fn close(&self) {
         drop(self.jobs.lock().take());
         let Some(ended) = self.ended.lock().take() else { return };

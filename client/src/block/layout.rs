@@ -2,11 +2,9 @@
 
 use crate::network::Blockd;
 use parking_lot::RwLock;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
 use wire::ids::{BlockHash, BlockdId};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::block::BlockRequest;
@@ -23,8 +21,8 @@ const FULL_FOR: Duration = Duration::from_secs(5);
 /// The newest layout that this client has heard of.
 pub struct Layouts {
     newest: RwLock<Arc<Layout>>,
-    /// When each suspect failed last.
-    suspects: RwLock<HashMap<BlockdId, Instant>>,
+    /// Bounded by the layout.
+    suspects: Suspects<BlockdId>,
     full: Suspects<BlockdId>,
 }
 
@@ -36,7 +34,7 @@ impl Layouts {
     #[must_use]
     pub fn new(layout: Layout) -> Self {
         let newest = RwLock::new(Arc::new(layout));
-        Self { newest, suspects: RwLock::default(), full: Suspects::new(FULL_FOR) }
+        Self { newest, suspects: Suspects::until_cleared(), full: Suspects::new(FULL_FOR) }
     }
 
     /// Returns the newest layout.
@@ -55,21 +53,18 @@ impl Layouts {
 
     /// Notes that a daemon failed: it is asked last from now on.
     pub fn suspect(&self, id: BlockdId) {
-        self.suspects.write().insert(id, Instant::now());
+        self.suspects.add(id);
     }
 
     /// Notes that a daemon answers again.
     pub fn trust(&self, id: BlockdId) {
-        // Usually there are no suspects, and readers then do not wait for each other's lock.
-        if self.is_suspect(&id) {
-            self.suspects.write().remove(&id);
-        }
+        self.suspects.clear(&id);
     }
 
     /// Returns whether a daemon failed, and has not answered since.
     #[must_use]
     pub fn is_suspect(&self, id: &BlockdId) -> bool {
-        self.suspects.read().contains_key(id)
+        self.suspects.contains(id)
     }
 
     /// Probes the daemons that have been suspect for long enough. Cancel-safe.
@@ -79,13 +74,9 @@ impl Layouts {
 
     async fn probe_after(&self, suspect_for: Duration, blockds: &dyn Blockd) {
         let layout = self.newest();
-        // The list of suspects is bounded by the layout.
-        self.suspects.write().retain(|id, _| layout.member(id).is_some());
-        let due: Vec<Holder> = {
-            let suspects = self.suspects.read();
-            let is_due = |id: &BlockdId| suspects.get(id).is_some_and(|at| at.elapsed() >= suspect_for);
-            layout.members.iter().filter(|member| is_due(&member.id)).map(|member| (member.id, member.addr)).collect()
-        };
+        self.suspects.retain(|id| layout.member(id).is_some());
+        let due = layout.members.iter().filter(|member| self.suspects.has_aged(&member.id, suspect_for));
+        let due: Vec<Holder> = due.map(|member| (member.id, member.addr)).collect();
         let asked = due.into_iter().map(async |(id, addr)| {
             // One that has too much to do stays a suspect: its disk may hang.
             if blockds.ask(addr, &BlockRequest::Status, &[], PROBE_LIMIT).await.is_ok() {

@@ -22,7 +22,7 @@ use wire::{Error, FsError};
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(20);
 /// When the first daemon of the chain has not answered after this long for each copy, the others are asked to store the
 /// block without it. On a slow network all blocks take long, so a multiple of the usual time counts if that is longer.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE_PER_COPY: Duration = Duration::from_millis(500);
 /// This much is added for each MiB of the block: many blocks are under way at once, and sending them twice makes a slow
 /// network slower.
 const PATIENCE_FOR_MIB: Duration = Duration::from_millis(500);
@@ -66,7 +66,7 @@ impl UsualTime {
     fn patience(&self, copies: u8, bytes: usize) -> Duration {
         let usual = Duration::from_micros(self.0.load(Ordering::Relaxed) * PATIENCE_FACTOR);
         let for_bytes = PATIENCE_FOR_MIB.mul_f64(bytes as f64 / f64::from(1 << 20));
-        usual.max(PATIENCE * u32::from(copies.max(1)) + for_bytes).min(ATTEMPT_LIMIT)
+        usual.max(PATIENCE_PER_COPY * u32::from(copies.max(1)) + for_bytes).min(ATTEMPT_LIMIT)
     }
 }
 
@@ -270,7 +270,7 @@ mod tests {
             async move {
                 let mut synced = vec![BlockdId([1; 16])];
                 if is_early {
-                    tokio::time::sleep(PATIENCE * 4).await;
+                    tokio::time::sleep(PATIENCE_PER_COPY * 4).await;
                     if blockd == member(2).addr {
                         return Err(wire::Error::Closed);
                     }
@@ -439,10 +439,10 @@ mod tests {
     #[test]
     fn patience_grows_with_copies_and_with_what_is_usual() {
         let usual = UsualTime::default();
-        assert_eq!((usual.patience(1, 0), usual.patience(2, 0)), (PATIENCE, PATIENCE * 2));
-        assert_eq!(usual.patience(2, 4 << 20), PATIENCE * 2 + PATIENCE_FOR_MIB * 4);
+        assert_eq!((usual.patience(1, 0), usual.patience(2, 0)), (PATIENCE_PER_COPY, PATIENCE_PER_COPY * 2));
+        assert_eq!(usual.patience(2, 4 << 20), PATIENCE_PER_COPY * 2 + PATIENCE_FOR_MIB * 4);
         (0..20).for_each(|_| usual.took(Duration::from_millis(10)));
-        assert_eq!(usual.patience(2, 0), PATIENCE * 2);
+        assert_eq!(usual.patience(2, 0), PATIENCE_PER_COPY * 2);
         (0..20).for_each(|_| usual.took(Duration::from_secs(2)));
         assert!(usual.patience(2, 0) > Duration::from_secs(7), "{:?}", usual.patience(2, 0));
         (0..20).for_each(|_| usual.took(Duration::from_secs(3600)));

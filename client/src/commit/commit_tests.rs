@@ -4,6 +4,7 @@
 //! Content is written in cells of two bytes, each with a number of its own, so that every written cell can be found
 //! again. Writes at an offset go to the first cells of the file, appends to the cells behind them.
 
+use super::committer::take;
 use super::outcome::{Outcome, Pages, Way, judge};
 use super::plan::{Draft, Plan, beside};
 use crate::file::dirty::{Packed, lay};
@@ -260,7 +261,7 @@ impl World {
             let Op::Commit { writes, .. } = commit else { panic!("made, and written to") };
             self.beside.extend(writes.iter().flat_map(|write| written(write).1));
         }
-        outcome.take(&self.file, &plan, self.now);
+        take(outcome, &self.file, &plan, self.now);
         self.file.note_committed(report);
     }
 

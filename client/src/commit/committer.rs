@@ -14,8 +14,9 @@ use super::plan::{Draft, Plan};
 use super::uploader::Uploader;
 use super::window::Window;
 use crate::OnConflict;
+use crate::error::unexpected_reply;
 use crate::file::sealed::{To, Uploading};
-use crate::file::state::{FileState, Next, Unsaved};
+use crate::file::state::{FileState, Landing, Next, Unsaved};
 use crate::journal::Journal;
 use crate::kernel::Kernel;
 use crate::known::Known;
@@ -25,10 +26,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use wire::FsError;
-use wire::attr::Timestamp;
-use wire::ids::ChunkIndex;
+use wire::attr::{InodeAttr, Timestamp};
+use wire::ids::{ChunkIndex, Ino};
 use wire::limits::UPLOAD_FRESH_MS;
-use wire::op::{ConflictPolicy, Name, Op};
+use wire::op::{ConflictPolicy, Name, Op, OpReply};
 
 /// A chunk in more pieces than this is compacted.
 const COMPACT_EXTENTS: u32 = 1024;
@@ -133,7 +134,8 @@ impl Committer {
                 answer => break (answer, copy),
             }
         };
-        let outcome = judge(&plan, answer, Way::AtOnce { unlinked: file.attr().nlink == 0 });
+        let way = Way::AtOnce { unlinked: file.attr().nlink == 0 };
+        let outcome = judge(&plan, answer.and_then(committed), way);
         match &outcome {
             Outcome::Stays(error) => return Err(*error),
             Outcome::Beside => self.make_beside(file, &plan, None).await?,
@@ -234,7 +236,7 @@ impl Committer {
             self.kernel.follows(ino, from, to);
         }
         let made = outcome.made();
-        if let Some(released) = outcome.take(file, plan, Instant::now()) {
+        if let Some(released) = take(outcome, file, plan, Instant::now()) {
             self.window.release(released);
         }
         let is_overtaken = made.is_some_and(|made| made < file.known_version());
@@ -307,6 +309,53 @@ impl Committer {
                 Err(BatchFailed { error, .. }) => return Err(error),
             }
         }
+    }
+}
+
+/// Returns the reply to a commit.
+///
+/// # Errors
+/// `Io` for a reply to anything else.
+pub(crate) fn committed(reply: OpReply) -> Result<OpReply, FsError> {
+    if matches!(reply, OpReply::Committed { .. }) { Ok(reply) } else { Err(unexpected_reply()) }
+}
+
+/// Applies the outcome of a commit to the file's state. A file that goes beside must exist by now. Returns how many bytes
+/// less the window counts; `None` when all of the content stays.
+pub(super) fn take(outcome: Outcome, file: &FileState, plan: &Plan, now: Instant) -> Option<u64> {
+    Some(match outcome {
+        Outcome::InFile { attr, appended_at, only_ours, .. } => {
+            file.take_landing(landing(plan, attr, appended_at, only_ours, None), plan.pieces(), now)
+        }
+        Outcome::InNewCopy { attr, copy, .. } => {
+            file.take_landing(landing(plan, attr, None, false, Some(copy.ino)), plan.pieces(), now)
+        }
+        Outcome::InSameCopy { copy } => file.take_diverted(copy.ino, plan.pieces(), now),
+        Outcome::Dropped | Outcome::Beside => file.drop_sealed(plan.pieces()),
+        Outcome::CopyGone => {
+            file.end_diversion();
+            return None;
+        }
+        Outcome::Stays(_) => return None,
+    })
+}
+
+fn landing(
+    plan: &Plan,
+    attr: InodeAttr,
+    appended_at: Option<u64>,
+    only_ours: bool,
+    conflict: Option<Ino>,
+) -> Landing<'_> {
+    let basis = plan.basis();
+    Landing {
+        attr,
+        base: basis.base,
+        writes: plan.writes(),
+        append_from: basis.append_from,
+        appended_at,
+        only_ours,
+        conflict,
     }
 }
 

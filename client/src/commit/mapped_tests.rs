@@ -1,6 +1,7 @@
 //! Pages that a program changes through a mapping, against small models of the kernel's page cache and of metad: what
 //! the program has not changed replaces nothing, and what it has changed is judged by what it had seen.
 
+use super::committer::take;
 use super::outcome::{Way, judge};
 use super::plan::{Draft, Plan};
 use crate::file::changed::changed;
@@ -509,7 +510,7 @@ impl World {
         };
         let outcome = judge(&plan, answer, Way::Queued);
         let report = outcome.report();
-        outcome.take(&self.file, &plan, Instant::now());
+        take(outcome, &self.file, &plan, Instant::now());
         self.file.note_committed(report);
     }
 
@@ -726,7 +727,7 @@ fn moved_append() -> (Arc<FileState>, Plan, Vec<u8>, OpReply) {
 }
 
 fn take_answer(file: &FileState, plan: &Plan, answer: OpReply) {
-    judge(plan, Ok(answer), Way::Queued).take(file, plan, Instant::now());
+    take(judge(plan, Ok(answer), Way::Queued), file, plan, Instant::now());
 }
 
 /// Guards I6. The page has other bytes of the same append where the file has its first ones.

@@ -1,14 +1,12 @@
-//! What happens to content with each answer to its commit. Pure: no lock but the file's own, no clock, no network.
+//! What happens to content with each answer to its commit. Pure: no lock, no clock, no network.
 //!
 //! I6: this client drops content only when it is in the file, in a conflict copy, in a new file beside one that others
 //! have removed, or when nobody can read it any more. With every other answer the content stays.
 
 use super::plan::Plan;
-use crate::file::state::{FileState, Landing};
-use tokio::time::Instant;
 use wire::FsError;
 use wire::attr::InodeAttr;
-use wire::ids::{Ino, Version};
+use wire::ids::Version;
 use wire::op::{ConflictCopy, OpReply};
 
 /// How content was committed.
@@ -147,44 +145,5 @@ impl Outcome {
     /// Returns the conflict copy that was made.
     pub fn new_copy(&self) -> Option<&ConflictCopy> {
         if let Self::InNewCopy { copy, .. } = self { Some(copy) } else { None }
-    }
-
-    /// Applies the outcome to the file's state. A file that goes beside must exist by now. Returns how many bytes less
-    /// the window counts; `None` when all of it stays.
-    pub fn take(self, file: &FileState, plan: &Plan, now: Instant) -> Option<u64> {
-        Some(match self {
-            Self::InFile { attr, appended_at, only_ours, .. } => {
-                file.take_landing(landing(plan, attr, appended_at, only_ours, None), plan.pieces(), now)
-            }
-            Self::InNewCopy { attr, copy, .. } => {
-                file.take_landing(landing(plan, attr, None, false, Some(copy.ino)), plan.pieces(), now)
-            }
-            Self::InSameCopy { copy } => file.take_diverted(copy.ino, plan.pieces(), now),
-            Self::Dropped | Self::Beside => file.drop_sealed(plan.pieces()),
-            Self::CopyGone => {
-                file.end_diversion();
-                return None;
-            }
-            Self::Stays(_) => return None,
-        })
-    }
-}
-
-fn landing(
-    plan: &Plan,
-    attr: InodeAttr,
-    appended_at: Option<u64>,
-    only_ours: bool,
-    conflict: Option<Ino>,
-) -> Landing<'_> {
-    let basis = plan.basis();
-    Landing {
-        attr,
-        base: basis.base,
-        writes: plan.writes(),
-        append_from: basis.append_from,
-        appended_at,
-        only_ours,
-        conflict,
     }
 }

@@ -88,10 +88,10 @@ impl Slot {
         if let Some((start, run)) = self.runs.last_key_value()
             && start + run.len() > len
         {
-            let (start, kept) = (*start, len - start);
+            let (start, rest) = (*start, len - start);
             if let Some(run) = self.runs.get_mut(&start) {
-                self.written -= run.len() - kept;
-                run.truncate(kept);
+                self.written -= run.len() - rest;
+                run.truncate(rest);
             }
         }
     }
@@ -239,9 +239,9 @@ impl Dirty {
         let mut gone = 0;
         let (buffers, size) = (self.buffers.clone(), self.slot);
         self.slots.retain(|number, slot| {
-            let keep = len.saturating_sub(number * size).min(size) as usize;
+            let rest = len.saturating_sub(number * size).min(size) as usize;
             let before = (slot.written, slot.runs.len());
-            slot.truncate(keep, &buffers);
+            slot.truncate(rest, &buffers);
             gone += before.0 - slot.written;
             self.runs -= before.1 - slot.runs.len();
             slot.written > 0

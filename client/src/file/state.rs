@@ -7,7 +7,7 @@
 //! Everything is behind one lock, which is private: whatever happens to a file is a method here or in one of the files
 //! below, `reading`, `writing`, `mapping`, `committing` and `journaling`, each for one caller. None of them waits.
 //!
-//! Lock order: the lock of a flush ([`FileState::begin_flush`]) before that of the content.
+//! A flush has a lock of its own ([`FileState::begin_flush`]); its place is in [`crate::ordered`].
 
 mod committing;
 mod journaling;

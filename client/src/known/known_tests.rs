@@ -1,6 +1,6 @@
 use super::leases::LEASE_USED;
 use super::*;
-use crate::kernel::{BELIEF_MARGIN, BELIEVED, BELIEVED_ALONE};
+use crate::kernel::{BELIEF_MARGIN, KERNEL_TRUST, KERNEL_TRUST_ALONE};
 use crate::testing;
 use proptest::prelude::*;
 use wire::ids::Version;
@@ -211,14 +211,14 @@ fn a_recall_is_acknowledged_when_the_kernel_believes_nothing_of_it_any_more() {
     assert_eq!(known.recall(&[Ino(7)]), None, "nothing was given to it");
     known.learn_attr(&attr(8, 1), known.mark());
     assert_eq!(known.believe_attr(&attr(8, 2)), Duration::ZERO, "it is not what is known");
-    assert_eq!(known.believe_attr(&attr(8, 1)), BELIEVED);
+    assert_eq!(known.believe_attr(&attr(8, 1)), KERNEL_TRUST);
     assert!(known.recall(&[Ino(8)]).is_some_and(|at| at > Instant::now() + BELIEF_MARGIN));
     known.learn_attr(&attr(8, 2), known.mark());
     assert_eq!(known.believe_attr(&attr(8, 2)), Duration::ZERO, "it is contended");
     known.extend(since_boot(), known.mark(), true);
     known.learn_attr(&attr(9, 1), known.mark());
-    assert_eq!(known.believe_attr(&attr(9, 1)), BELIEVED_ALONE);
-    assert!(known.company().is_some_and(|at| at > Instant::now() + BELIEVED_ALONE / 2));
+    assert_eq!(known.believe_attr(&attr(9, 1)), KERNEL_TRUST_ALONE);
+    assert!(known.company().is_some_and(|at| at > Instant::now() + KERNEL_TRUST_ALONE / 2));
 }
 
 #[derive(Clone, Copy, Debug)]

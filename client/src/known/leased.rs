@@ -5,6 +5,7 @@
 use super::held_locks::HeldLocks;
 use super::{Known, Mark};
 use crate::block::tickets::Tickets;
+use crate::error::unexpected_reply;
 use crate::meta::bounds::Bounds;
 use crate::meta::rpc::Rpc;
 use crate::meta::session::{
@@ -126,7 +127,8 @@ impl LeasedSession {
     /// # Errors
     /// Returns why it failed.
     pub async fn one(&self, op: Op) -> Result<OpReply, FsError> {
-        self.submit(vec![op]).await?.pop().ok_or(FsError::Io)
+        let Some(reply) = self.submit(vec![op]).await?.pop() else { return Err(unexpected_reply()) };
+        Ok(reply)
     }
 
     /// Carries out a change of content. The patience of a soft mount does not limit this: if the client gave up and the
@@ -145,7 +147,10 @@ impl LeasedSession {
     /// # Errors
     /// Returns why one of them failed.
     pub async fn first_until_answered(&self, ops: Vec<Op>) -> Result<OpReply, FsError> {
-        self.submit_within(ops, None).await?.into_iter().next().ok_or(FsError::Io)
+        let Some(reply) = self.submit_within(ops, None).await?.into_iter().next() else {
+            return Err(unexpected_reply());
+        };
+        Ok(reply)
     }
 
     /// Asks a question.

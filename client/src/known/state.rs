@@ -12,7 +12,7 @@ use super::names::{Names, Places};
 use super::pins::Pins;
 use super::walks::Walks;
 use super::{NameState, Now};
-use crate::kernel::{BELIEF_MARGIN, BELIEVED, BELIEVED_ALONE, Beliefs};
+use crate::kernel::{BELIEF_MARGIN, Beliefs, KERNEL_TRUST, KERNEL_TRUST_ALONE};
 use std::time::Duration;
 use tokio::time::Instant;
 use wire::FsError;
@@ -135,15 +135,15 @@ impl State {
 
     fn believe(&mut self, ino: Ino, now: Now) -> Duration {
         let left = self.leases.time_left(now).saturating_sub(BELIEF_MARGIN);
-        if self.leases.is_contended(ino, now) || left < BELIEVED {
+        if self.leases.is_contended(ino, now) || left < KERNEL_TRUST {
             return Duration::ZERO;
         }
-        if self.leases.is_alone() && left > BELIEVED_ALONE {
+        if self.leases.is_alone() && left > KERNEL_TRUST_ALONE {
             self.beliefs.note_alone(now.awake);
-            return BELIEVED_ALONE;
+            return KERNEL_TRUST_ALONE;
         }
         self.beliefs.note(ino, now.awake);
-        BELIEVED
+        KERNEL_TRUST
     }
 }
 

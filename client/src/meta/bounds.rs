@@ -1,4 +1,4 @@
-//! The bounds of this client, as metad has told it. metad enforces them, whatever is done here.
+//! The bounds of this client, as metad reports them. metad enforces them, whatever is done here.
 
 use wire::caller::{self, Caller};
 use wire::ids::Ino;

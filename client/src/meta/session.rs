@@ -213,7 +213,10 @@ impl Session {
         self.options.on_expiry.session_expired();
         // Unsent inodes that were made here under delegations have numbers of the old session.
         let request = self.options.request(Some(expired));
-        let (id, opened) = opened(self.rpc.ask(&request).await?).map_err(|_| FsError::Io)?;
+        let (id, opened) = opened(self.rpc.ask(&request).await?).map_err(|error| {
+            tracing::error!(session = %expired, %error, "no session was opened in place of the expired one");
+            FsError::Io
+        })?;
         if opened.bounds.root != self.bounds.root {
             tracing::error!("the directory that was this client's root is another one by now: mount again");
         }

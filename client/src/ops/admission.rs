@@ -38,15 +38,15 @@ impl Client {
         loop {
             let mut reserved = Some(self.committer.window().reserve(len as u64).await?);
             let until = Instant::now() + holds;
-            keep(&mut reserved, until, self.get_ready(file, mapped)).await?;
+            hold_while(&mut reserved, until, self.get_ready(file, mapped)).await?;
             if here.is_none() && reserved.is_some() {
                 here = Some(match poll!(content.as_mut()) {
                     // Nothing lies between.
                     Poll::Ready(content) => content?,
                     Poll::Pending => {
-                        let content = keep(&mut reserved, until, content.as_mut()).await?;
+                        let content = hold_while(&mut reserved, until, content.as_mut()).await?;
                         if reserved.is_some() {
-                            keep(&mut reserved, until, self.get_ready(file, mapped)).await?;
+                            hold_while(&mut reserved, until, self.get_ready(file, mapped)).await?;
                         }
                         content
                     }
@@ -71,7 +71,7 @@ impl Client {
 }
 
 /// Waits for something, and gives the room back if that is not over in time.
-async fn keep<T>(reserved: &mut Option<Reserved<'_>>, until: Instant, what: impl Future<Output = T>) -> T {
+async fn hold_while<T>(reserved: &mut Option<Reserved<'_>>, until: Instant, what: impl Future<Output = T>) -> T {
     let mut what = pin!(what);
     match timeout_at(until, what.as_mut()).await {
         Ok(outcome) => outcome,

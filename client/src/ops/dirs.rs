@@ -112,7 +112,8 @@ impl Client {
             }
             first.get_or_insert(listed);
         }
-        first.map(Arc::unwrap_or_clone).ok_or(FsError::Io)
+        let Some(first) = first else { return Err(unexpected_reply()) };
+        Ok(Arc::unwrap_or_clone(first))
     }
 
     /// Asks for the next part when a walk has come to a directory that was asked for ahead, while the walk goes through

@@ -71,8 +71,8 @@ impl Drop for Handle {
         if !self.released
             && let Some(client) = self.client.upgrade()
         {
-            let (file, keeper) = (self.file.clone(), client.clone());
-            client.work.spawn(async move { keeper.let_go(&file).await });
+            let (file, owner) = (self.file.clone(), client.clone());
+            client.work.spawn(async move { owner.let_go(&file).await });
         }
     }
 }

@@ -13,10 +13,10 @@ use crate::error::unexpected_reply;
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use wire::FsError;
 use wire::ids::{Ino, Version};
 use wire::op::{Lock, LockFamily, Op, Read, ReadReply};
 use wire::retry::Backoff;
+use wire::{FsError, trace};
 
 /// What to do while another owner holds the lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,14 +60,14 @@ impl Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         let Some(client) = self.client.take().and_then(|client| client.upgrade()) else { return };
-        let (keeper, ino, lock) = (client.clone(), self.ino, self.lock.clone());
+        let (holder, ino, lock) = (client.clone(), self.ino, self.lock.clone());
         let give_up = async move {
-            let given_up = keeper.unlock(ino, lock.family, lock.owner, lock.start, lock.end).await;
+            let given_up = holder.unlock(ino, lock.family, lock.owner, lock.start, lock.end).await;
             if let Err(error) = given_up {
                 tracing::debug!(%ino, %error, "after a lock that nobody waited for any more");
             }
         };
-        client.work.spawn(give_up);
+        client.work.spawn(trace::carried(give_up));
     }
 }
 
@@ -147,7 +147,7 @@ impl Client {
             let give_up = (!held_before).then(|| Arc::downgrade(&client));
             Ok(taken.then(|| Taken { client: give_up, ino, lock, newer: None }))
         };
-        self.work.to_its_end(attempt).await
+        self.work.to_its_end(trace::carried(attempt)).await
     }
 
     /// Returns whether the holder of a conflicting lock waits for the owner of this one, perhaps through other owners.
@@ -183,19 +183,18 @@ impl Client {
     /// Returns why the written content could not be committed; the lock is given up all the same.
     pub async fn unlock(&self, ino: Ino, family: LockFamily, owner: u64, start: u64, end: u64) -> Result<(), FsError> {
         let client = self.arc();
-        self.work
-            .to_its_end(async move {
-                let open = client.open_files.get(ino);
-                let flushed = match open.filter(|file| file.is_dirty()) {
-                    Some(file) => client.flusher.flush(&file, true).await,
-                    None => Ok(()),
-                };
-                client.held_locks.given_up(ino, family, owner, start..end);
-                // Nobody else gives it up before the session ends.
-                client.session.one_until_answered(Op::Unlock { ino, family, owner, start, end }).await?;
-                client.lock_released.notify_waiters();
-                flushed
-            })
-            .await
+        let giving_up = async move {
+            let open = client.open_files.get(ino);
+            let flushed = match open.filter(|file| file.is_dirty()) {
+                Some(file) => client.flusher.flush(&file, true).await,
+                None => Ok(()),
+            };
+            client.held_locks.given_up(ino, family, owner, start..end);
+            // Nobody else gives it up before the session ends.
+            client.session.one_until_answered(Op::Unlock { ino, family, owner, start, end }).await?;
+            client.lock_released.notify_waiters();
+            flushed
+        };
+        self.work.to_its_end(trace::carried(giving_up)).await
     }
 }

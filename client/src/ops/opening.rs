@@ -50,7 +50,7 @@ impl Client {
         };
         drop(opening);
         handle.file().refresh(&attr, page.as_ref());
-        // A recall that came before the file was in the list of open ones has told nobody but what is known.
+        // A recall that came before the file was in the list of open ones has reached only what is known, and not the file.
         if !leased || self.known.attr(ino).is_none() {
             self.view.refresh_open(ino);
         }

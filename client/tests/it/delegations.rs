@@ -24,7 +24,7 @@ fn quiet(cluster: &Cluster) -> ClientConfig {
 }
 
 /// Connects a client with an empty directory, in which it works alone and knows that there are no names. metad knows the
-/// directory: another client that is told its number, without having looked it up, would be told that it is not there.
+/// directory: another client that uses its number without having looked it up would otherwise learn that it is not there.
 async fn at_home(config: ClientConfig, name: &str) -> (Arc<Client>, Ino) {
     let client = Client::connect(config).await.unwrap();
     let home = OnceLock::new();

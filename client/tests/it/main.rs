@@ -9,3 +9,4 @@ mod mapped;
 mod model;
 mod session;
 mod throughput;
+mod traced;

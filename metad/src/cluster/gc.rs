@@ -16,7 +16,7 @@ use wire::tls::Role;
 /// Blocks handled in one round.
 const ROUND_BLOCKS: usize = 512;
 /// Pause after a round that came to the end of the list, or failed.
-const PAUSE: Duration = Duration::from_secs(5);
+const ROUND_PAUSE: Duration = Duration::from_secs(5);
 /// How long a daemon is waited for; blocks of a slower one count as dropped, and its block report finds them later.
 const DROP_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause between rounds in which daemons retain blocks: they are asked again and again.
@@ -56,7 +56,7 @@ pub async fn run(shared: Arc<Shared>) {
         let may_delete = clock.looks_right((Instant::now(), Timestamp::now()), shared.config.gc_grace);
         let looked_at = if may_delete && shared.consensus.leads() { round(&shared, &mut after).await } else { 0 };
         if looked_at < ROUND_BLOCKS {
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(ROUND_PAUSE).await;
         }
     }
 }
@@ -140,7 +140,7 @@ pub async fn reap(shared: Arc<Shared>) {
         if waiting && shared.propose(Command::Reap).await.is_ok() {
             tokio::time::sleep(REAP_PAUSE).await;
         } else {
-            tokio::time::sleep(PAUSE / 5).await;
+            tokio::time::sleep(ROUND_PAUSE / 5).await;
         }
     }
 }

@@ -17,7 +17,7 @@ use wire::layout::Layout;
 use wire::message::event::MetaEvent;
 
 /// Pause between two looks: below any sensible `down_after`.
-const PAUSE: Duration = Duration::from_millis(500);
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
 /// A leader that cannot reach a majority for this long does not count silence.
 const BARRIER_LIMIT: Duration = Duration::from_secs(2);
 
@@ -25,11 +25,11 @@ const BARRIER_LIMIT: Duration = Duration::from_secs(2);
 pub async fn run(shared: Arc<Shared>) {
     let mut looked = Instant::now();
     loop {
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(LOOK_PAUSE).await;
         let asked = Instant::now();
         let leads = matches!(timeout(BARRIER_LIMIT, shared.consensus.read_barrier()).await, Ok(Ok(())));
         // Silence counts only while this node could have heard the daemons: while it led, and was not paused itself.
-        let was_paused = looked.elapsed() > PAUSE * 2 + BARRIER_LIMIT;
+        let was_paused = looked.elapsed() > LOOK_PAUSE * 2 + BARRIER_LIMIT;
         looked = Instant::now();
         if !leads || was_paused {
             shared.liveness.forget_blockds(asked);

@@ -155,7 +155,7 @@ fn release_orphan(view: &mut View, context: &Context, ino: Ino, (seen, named): (
         None => return false,
         Some(seen) => match load_as(view, ino, seen) {
             Some(_) if named => None,
-            // Nothing is removed that a name leads to, whatever the check was told.
+            // Nothing is removed that a name leads to, whatever the check has found.
             Some(inode) if inode.attr.nlink == 0 && !links::has_own_entry(view, &inode) => Some(inode),
             _ => return false,
         },

@@ -3,13 +3,13 @@
 //! A client with much to send needs longer than a lease, and gets it: its leases are extended while a notice is open,
 //! and those who asked wait. Each such extension is paid from the client's patience. New questions, streams or sessions
 //! of the client do not refill that; only time in which it owes nothing does, at a tenth of the rate. So a malicious
-//! client delays others for [`PATIENCE`] once, and for a tenth of the time after that.
+//! client delays others for [`CLIENT_PATIENCE_MAX`] once, and for a tenth of the time after that.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long a client may keep others waiting at a stretch.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const CLIENT_PATIENCE_MAX: Duration = Duration::from_secs(60);
 /// Patience is regained this many times more slowly than it is spent.
 const RECOVERY_FACTOR: u32 = 10;
 
@@ -27,7 +27,7 @@ pub(super) struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { left: PATIENCE, at: None, owes: false, paid: None }
+        Self { left: CLIENT_PATIENCE_MAX, at: None, owes: false, paid: None }
     }
 }
 
@@ -36,7 +36,7 @@ impl Patience {
     pub(super) fn rests(&mut self, now: Instant) {
         let rested = self.at.replace(now).filter(|_| !self.owes);
         if let Some(at) = rested {
-            self.left = (self.left + now.saturating_duration_since(at) / RECOVERY_FACTOR).min(PATIENCE);
+            self.left = (self.left + now.saturating_duration_since(at) / RECOVERY_FACTOR).min(CLIENT_PATIENCE_MAX);
         }
         self.owes = false;
     }
@@ -64,7 +64,7 @@ impl Patience {
     /// Returns whether forgetting it changes nothing.
     pub(super) fn is_whole(&self, now: Instant) -> bool {
         let rested = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at) / RECOVERY_FACTOR);
-        !self.owes && self.left + rested >= PATIENCE && self.paid.is_none_or(|paid| paid <= now)
+        !self.owes && self.left + rested >= CLIENT_PATIENCE_MAX && self.paid.is_none_or(|paid| paid <= now)
     }
 }
 
@@ -84,11 +84,11 @@ mod tests {
             now += SECOND;
             until = patience.pays(None, now + 5 * SECOND, now);
         }
-        assert!(now - start <= PATIENCE + 2 * SECOND, "{:?}", now - start);
+        assert!(now - start <= CLIENT_PATIENCE_MAX + 2 * SECOND, "{:?}", now - start);
         patience.rests(now);
         now += 100 * SECOND;
         patience.rests(now);
-        assert_eq!(patience.pays(None, now + PATIENCE, now), now + 10 * SECOND);
+        assert_eq!(patience.pays(None, now + CLIENT_PATIENCE_MAX, now), now + 10 * SECOND);
     }
 
     #[test]
@@ -98,6 +98,6 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(patience.pays(None, now + 5 * SECOND, now), now + 5 * SECOND);
         }
-        assert_eq!(patience.left, PATIENCE - 5 * SECOND);
+        assert_eq!(patience.left, CLIENT_PATIENCE_MAX - 5 * SECOND);
     }
 }

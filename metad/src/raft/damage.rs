@@ -20,7 +20,7 @@ use tokio::time::Instant;
 /// are asked five times a second.
 const WHOLE_FOR: Duration = Duration::from_secs(600);
 /// Pause between two snapshots that are taken because of damage: a disk that damages each would do nothing else.
-const PAUSE: Duration = Duration::from_secs(10);
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(10);
 
 /// What is known about damage to this node's own snapshot.
 #[derive(Default)]
@@ -65,7 +65,7 @@ pub(super) async fn replace_damaged(raft: openraft::Raft<TypeConfig, Machine>, o
         if raft.trigger().snapshot().await.is_err() {
             return;
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(SNAPSHOT_PAUSE).await;
         // What was reported meanwhile may have been the old one. If it was the new one, it is refused again.
         let _ = own.damaged.notified().now_or_never();
     }

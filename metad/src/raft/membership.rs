@@ -177,7 +177,7 @@ impl Raft {
         let refused = |error: &dyn std::fmt::Display| ProposeError::Refused(error.to_string());
         self.raft.trigger().transfer_leader(next.id.0).await.map_err(|error| refused(&error))?;
         let wait = self.raft.wait(Some(STEP_ASIDE_LIMIT));
-        // Whoever leads then is asked again, be it this node.
+        // The next leader is asked again, be it this node.
         let _ = wait.metrics(|metrics| metrics.state != ServerState::Leader, "another leader").await;
         Err(ProposeError::NotLeader(None))
     }

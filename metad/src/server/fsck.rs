@@ -55,7 +55,7 @@ impl Server {
                 self.shared.checks.end(check);
                 Ok(CheckReply::Ended)
             }
-            CheckRequest::Keep(check) => self.shared.checks.find(check).map(|_| CheckReply::Kept),
+            CheckRequest::Extend(check) => self.shared.checks.find(check).map(|_| CheckReply::Extended),
             CheckRequest::Digest(check) => Ok(self.digest(check)),
             CheckRequest::Mark(check) => match self.shared.checks.find(check) {
                 Ok(_) => self.shared.propose(Command::Mark(check)).await.map(|_| Ok(CheckReply::Marked))?,

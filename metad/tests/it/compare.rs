@@ -98,8 +98,8 @@ async fn one_check_goes_on_at_a_time_and_the_next_one_is_told_whose_it_is() {
         AdminReply::Failed(reason) => assert!(reason.contains("busy") && reason.contains("test at 127."), "{reason}"),
         other => panic!("{other:?}"),
     }
-    let kept = cluster.admin(AdminRequest::Check(CheckRequest::Keep(check))).await;
-    assert!(matches!(kept, AdminReply::Check(CheckReply::Kept)), "{kept:?}");
+    let extended = cluster.admin(AdminRequest::Check(CheckRequest::Extend(check))).await;
+    assert!(matches!(extended, AdminReply::Check(CheckReply::Extended)), "{extended:?}");
     cluster.admin(AdminRequest::Check(CheckRequest::End(check))).await;
     assert!(matches!(begin().await, AdminReply::Check(CheckReply::Begun { .. })));
 }

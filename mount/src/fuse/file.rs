@@ -30,7 +30,7 @@ fn open_flags(flags: i32) -> OpenFlags {
     }
 }
 
-/// Returns whether a caller may write to a file, as far as its mode says. metad judges what is written when it is stored,
+/// Returns whether a caller may write to a file by its mode. metad judges what is written when it is stored,
 /// and the kernel does not know whose rights its users have: without this, programs would hear of it too late.
 fn may_write(squash: Squash, caller: &Caller, attr: &InodeAttr) -> bool {
     let (uid, gid) = match squash {

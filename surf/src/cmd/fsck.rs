@@ -22,18 +22,18 @@ use wire::message::admin::{AdminReply, AdminRequest};
 use wire::message::check::{CheckId, CheckReply, CheckRequest};
 
 /// Something was found and mended.
-pub const REPAIRED: u8 = 1;
+pub const EXIT_REPAIRED: u8 = 1;
 /// Something was found and left.
-pub const LEFT: u8 = 4;
+pub const EXIT_FINDINGS_LEFT: u8 = 4;
 /// Something could not be checked.
-pub const UNCHECKED: u8 = 8;
+pub const EXIT_UNCHECKED: u8 = 8;
 /// The command line is wrong.
-pub const USAGE: u8 = 16;
+pub const EXIT_USAGE: u8 = 16;
 
 /// A step may take the state of a large cluster, or read all its extents.
 const STEP_LIMIT: Duration = Duration::from_secs(600);
-/// How often metad is told that the check goes on. A check of which it hears nothing for two minutes ends.
-const KEEP_PAUSE: Duration = Duration::from_secs(20);
+/// How often the check is extended. metad ends a check of which it hears nothing for two minutes.
+const EXTEND_CHECK_EVERY: Duration = Duration::from_secs(20);
 /// Rounds of checking and mending: a repair may uncover another fault.
 const ROUNDS_MAX: usize = 5;
 
@@ -94,12 +94,12 @@ impl Stop {
     }
 }
 
-/// Tells metad that the check goes on, even while nothing is asked of it. Does not end.
-async fn keep(cluster: &Cluster, check: CheckId) {
+/// Extends the check, even while nothing is asked of metad. Does not end.
+async fn extend(cluster: &Cluster, check: CheckId) {
     loop {
-        tokio::time::sleep(KEEP_PAUSE).await;
+        tokio::time::sleep(EXTEND_CHECK_EVERY).await;
         // The next step says what is wrong.
-        let _ = cluster.step(CheckRequest::Keep(check)).await;
+        let _ = cluster.step(CheckRequest::Extend(check)).await;
     }
 }
 
@@ -136,7 +136,7 @@ impl Fsck {
             };
             let more = tokio::select! {
                 more = self.check_with(cluster, check, report, round) => more,
-                () = keep(cluster, check) => Ok(false),
+                () = extend(cluster, check) => Ok(false),
                 interrupted = stop.requested() => Err(interrupted),
             };
             // If this fails, the check ends by itself.

@@ -28,7 +28,7 @@ pub struct Token {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make one, and print it on standard output. Whoever has it gets an identity: pass it on like a password.
+    /// Make one, and print it on standard output. Anybody who has it gets an identity: pass it on like a password.
     Create(Create),
     /// All that are valid or were lately, with the names of those that have used them.
     List {

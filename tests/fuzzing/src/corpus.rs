@@ -1,10 +1,12 @@
 //! The inputs with which every run begins: a few good ones per target, made by code and checked in, and those that have
 //! found a fault.
 
-use crate::TARGETS;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+
+/// Good inputs by name, as code makes them.
+pub type Samples = Vec<(&'static str, Vec<u8>)>;
 
 /// An input, and the name of its file.
 pub type Input = (String, Vec<u8>);
@@ -55,22 +57,19 @@ fn read(dir: &Path) -> Vec<Input> {
     inputs
 }
 
-/// Writes the corpus of all targets anew. Returns the number of files.
+/// Writes the corpus of a target anew. Returns the number of files.
 ///
 /// # Errors
 /// When the disk fails.
-pub fn write() -> io::Result<usize> {
-    let mut count = 0;
-    for target in TARGETS {
-        let dir = root().join("corpus").join(target.name);
-        match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => fs::create_dir_all(&dir)?,
-        }
-        for (name, input) in (target.samples)() {
-            fs::write(dir.join(name), input)?;
-            count += 1;
-        }
+pub fn write(target: &str, samples: Samples) -> io::Result<usize> {
+    let dir = root().join("corpus").join(target);
+    match fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => fs::create_dir_all(&dir)?,
+    }
+    let count = samples.len();
+    for (name, input) in samples {
+        fs::write(dir.join(name), input)?;
     }
     Ok(count)
 }

@@ -29,7 +29,11 @@ fn main() -> ExitCode {
 fn act(words: &[&str]) -> Result<(), String> {
     match words {
         ["corpus"] => {
-            println!("{} files", corpus::write().map_err(|error| error.to_string())?);
+            let mut count = 0;
+            for Target { name, samples, .. } in TARGETS {
+                count += corpus::write(name, samples()).map_err(|error| format!("the corpus of {name}: {error}"))?;
+            }
+            println!("{count} files");
             Ok(())
         }
         ["list"] => {

@@ -10,7 +10,7 @@ use wire::limits::LEASE_MS;
 
 const LEASE: Duration = Duration::from_millis(LEASE_MS);
 /// A client with unsent operations that others wait for is waited for this long in all, or a little longer.
-const PATIENCE: Duration = Duration::from_secs(50);
+const CLIENT_PATIENCE: Duration = Duration::from_secs(50);
 
 #[derive(Clone, Copy, Debug)]
 struct Held {
@@ -50,6 +50,6 @@ impl Leases {
     #[must_use]
     pub fn are_held(&self, client: usize, from: Instant) -> bool {
         let held = self.0.lock().get(&client).copied();
-        held.is_some_and(|held| held.since <= from && held.until >= Instant::now() && held.owed < PATIENCE)
+        held.is_some_and(|held| held.since <= from && held.until >= Instant::now() && held.owed < CLIENT_PATIENCE)
     }
 }

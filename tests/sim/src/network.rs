@@ -161,7 +161,7 @@ impl Links {
         Fate { delay: usual + Duration::from_millis(more), lost }
     }
 
-    fn happens(&self, probability: impl FnOnce(&Weather) -> f64) -> bool {
+    fn strikes(&self, probability: impl FnOnce(&Weather) -> f64) -> bool {
         let mut conditions = self.conditions.lock();
         let probability = probability(&conditions.weather);
         conditions.chance.happens(probability)
@@ -205,7 +205,7 @@ impl Links {
         }
         let (answer, answered) = oneshot::channel();
         let answer = Arc::new(Mutex::new(Some(answer)));
-        let copies = 1 + usize::from(self.happens(|weather| weather.doubled));
+        let copies = 1 + usize::from(self.strikes(|weather| weather.doubled));
         for _ in 0..copies {
             let (links, answer, work) = (self.clone(), answer.clone(), arrives());
             // A task of its own: a request that has arrived is carried out even if its sender gives up.
@@ -347,7 +347,7 @@ async fn pump(
         let (sent, fate) = (Instant::now(), links.fate());
         arrives = arrives.max(Instant::now() + fate.delay);
         sleep_until(arrives).await;
-        if links.is_cut_to(metad) || fate.lost || links.happens(|weather| weather.broken) {
+        if links.is_cut_to(metad) || fate.lost || links.strikes(|weather| weather.broken) {
             // The daemon goes on believing in the stream meanwhile.
             break;
         }

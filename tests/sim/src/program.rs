@@ -4,7 +4,7 @@ use crate::content::{self, SLOT};
 use crate::history::{History, Write};
 use crate::leases::Leases;
 use crate::names::Leads;
-use crate::plan::{Act, Path};
+use crate::steps::{Act, Path};
 use crate::truth::Truth;
 use client::NewNode;
 use client::{Client, Handle, OpenFlags, Opened, Wait};

@@ -2,7 +2,7 @@
 //! draw: the other themes bring programs and faults together at drawn moments, and leave the rest to chance.
 
 use crate::network::Weather;
-use crate::plan::{Act, Fault, Path, Plan, Step, act};
+use crate::steps::{Act, Fault, Path, Step, act};
 use kit::chance::Chance;
 use std::fmt::{self, Display};
 
@@ -63,10 +63,9 @@ impl Display for Theme {
 /// A plan being written.
 pub(crate) struct Script<'a> {
     chance: &'a mut Chance,
-    theme: Theme,
-    clients: usize,
-    lanes: usize,
-    steps: Vec<Step>,
+    pub clients: usize,
+    pub lanes: usize,
+    pub steps: Vec<Step>,
 }
 
 /// Directories that clients work in alone.
@@ -84,7 +83,7 @@ impl<'a> Script<'a> {
     /// Begins a plan with this theme, which is not `Anything`.
     pub fn about(theme: Theme, chance: &'a mut Chance) -> Self {
         let (clients, lanes) = (2 + usize::from(chance.happens(0.25)), 1 + usize::from(chance.happens(0.5)));
-        let mut script = Self { chance, theme, clients, lanes, steps: Vec::new() };
+        let mut script = Self { chance, clients, lanes, steps: Vec::new() };
         match theme {
             Theme::Anything => {}
             Theme::Sharing => script.sharing(),
@@ -96,15 +95,14 @@ impl<'a> Script<'a> {
         script
     }
 
-    /// Returns the finished plan.
-    pub fn plan(self, seed: u64) -> Plan {
-        let weather = Weather {
+    /// Draws the weather, in which nothing is lost.
+    pub fn weather(&mut self) -> Weather {
+        Weather {
             delay_us: *self.chance.pick(&[300, 3_000, 20_000]),
             late: *self.chance.pick(&[0.0, 0.05, 0.3]),
             late_ms: *self.chance.pick(&[20, 100, 300]),
             ..Weather::default()
-        };
-        Plan { seed, theme: self.theme, clients: self.clients, lanes: self.lanes, weather, steps: self.steps }
+        }
     }
 
     fn other(&mut self, client: usize) -> usize {

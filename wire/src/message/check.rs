@@ -58,8 +58,8 @@ pub enum CheckRequest {
     },
     /// The check is not needed any more. Answers `Ended`.
     End(CheckId),
-    /// The check is still needed, though nothing is asked of it now. Answers `Kept`.
-    Keep(CheckId),
+    /// The check is still needed, though nothing is asked of it now. Answers `Extended`.
+    Extend(CheckId),
     /// How far is this metad with the digest of its state at the mark of this check? The first such request has the
     /// metad wait for the mark: one that was not asked before does no work. Any metad answers, and answers `Digest`.
     Digest(CheckId),
@@ -110,7 +110,7 @@ pub enum CheckReply {
     /// The check has ended.
     Ended,
     /// The check goes on.
-    Kept,
+    Extended,
     /// How far the digest is.
     Digest(DigestState),
     /// The mark is in the log.

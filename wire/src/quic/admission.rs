@@ -83,7 +83,7 @@ impl Door {
     pub fn decide(self: &Arc<Self>, address: IpAddr, is_verified: bool) -> Verdict {
         let exact = address.to_canonical();
         let is_known = is_verified && self.known.lock().contains(&exact);
-        // Whoever shares the network of a known address is still a stranger.
+        // A peer that shares the network of a known address is still a stranger.
         let counted = if is_known { exact } else { network_of(exact) };
         let mut counts = self.counts.lock();
         if !is_verified && counts.all >= VERIFY_FROM {

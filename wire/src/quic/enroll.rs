@@ -6,7 +6,7 @@
 use super::credentials::{NEWCOMERS_ALPN, pinned, provider, tls_error};
 use super::peer::peer_certificate;
 use super::socket::transport;
-use super::strangers::LATER;
+use super::strangers::CLOSE_TRY_LATER;
 use super::stream::{broken, read_exactly, write_frame};
 use crate::Error;
 use crate::attr::Timestamp;
@@ -324,7 +324,7 @@ impl<'a> Newcomer<'a> {
 }
 
 fn is_later(connection: &quinn::Connection) -> bool {
-    matches!(connection.close_reason(), Some(ConnectionError::ApplicationClosed(close)) if close.error_code == LATER.into())
+    matches!(connection.close_reason(), Some(ConnectionError::ApplicationClosed(close)) if close.error_code == CLOSE_TRY_LATER.into())
 }
 
 /// Returns why a handshake has failed. What was found here is known; what the other side says, anybody may say.

@@ -37,7 +37,7 @@ const DELIVERY_LIMIT: Duration = Duration::from_secs(3);
 /// How long a request may take to be answered.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 /// Code with which a connection is closed that may be tried again later.
-pub(super) const LATER: u32 = 2;
+pub(super) const CLOSE_TRY_LATER: u32 = 2;
 
 /// What one party may do.
 struct Bounds {
@@ -194,7 +194,7 @@ pub(super) async fn welcome<F: Future<Output = EnrollReply>>(
     drop(handshake);
     let Some(place) = place else {
         tracing::debug!(%addr, "too many newcomers, or too many attempts of this address");
-        connection.close(LATER.into(), b"too many newcomers at once");
+        connection.close(CLOSE_TRY_LATER.into(), b"too many newcomers at once");
         return;
     };
     match exchange(&connection, &place, answer).await {
@@ -216,7 +216,7 @@ async fn exchange<F: Future<Output = EnrollReply>>(
         Ok::<_, Error>((send, read(&mut recv).await?))
     };
     let read = timeout(REQUEST_LIMIT, reading).await.map_err(broken).flatten();
-    // Who has asked for nothing has kept a place from somebody else.
+    // A peer that has asked for nothing has still used a place that another one might have had.
     let (mut send, request) = read.inspect_err(|_| place.charge(WRONG_SECRET_COST, Instant::now()))?;
     let reply = timeout(ANSWER_LIMIT, answer(request)).await.unwrap_or(EnrollReply::Busy);
     match reply {

@@ -19,21 +19,21 @@ const TRIAL_LIMIT: Duration = Duration::from_secs(3);
 /// Why the first one that has refused the identity has done so; if none has, why the last one did not answer.
 pub(super) async fn try_identity(endpoint: &Endpoint, identity: &Identity, metads: &[SocketAddr]) -> Result<(), Error> {
     let trial = Endpoint::bind_within((endpoint.local_addr().ip(), 0).into(), identity, Handle::current())?;
-    let mut told = Error::Closed;
+    let mut reported = Error::Closed;
     for addr in metads {
         match trial.peer(*addr, Role::Metad).request::<_, MetaReply>(&WHO_LEADS, &[], TRIAL_LIMIT).await {
             Ok(_) => {
                 trial.close().await;
                 return Ok(());
             }
-            Err(error) if is_refusal(&told) => {
+            Err(error) if is_refusal(&reported) => {
                 tracing::debug!(%addr, %error, "another metad does not accept it either")
             }
-            Err(error) => told = error,
+            Err(error) => reported = error,
         }
     }
     trial.close().await;
-    Err(told)
+    Err(reported)
 }
 
 /// Returns whether a peer has judged our identity, and does not accept it.

@@ -45,7 +45,7 @@ pub struct DiskState {
     pub capacity: AtomicU64,
     /// The least that was free when a segment had been made.
     pub least_free: AtomicU64,
-    /// Whoever holds this keeps segments from being synced.
+    /// While a test holds this, no segment is synced.
     pub syncs: Mutex<()>,
     read: AtomicU64,
     /// Reads of a segment that give an error.

@@ -42,7 +42,7 @@ fn block(seed: u32, len: usize) -> Bytes {
         .collect()
 }
 
-/// Inserts a block and waits until the keeper is done with it.
+/// Inserts a block and waits until the worker is done with it.
 async fn insert_and_wait(cache: &DiskCache, block: &Bytes) -> BlockHash {
     let (hash, sections) = Sections::of(block);
     cache.insert(hash, block.clone(), sections);
@@ -238,7 +238,7 @@ async fn a_full_queue_takes_no_more_blocks_and_delays_nobody() {
     let place = Place::new();
     let cache = place.open(64 << 20).await;
     let jobs = cache.jobs.lock().clone().unwrap();
-    // The keeper cannot go on while the index is locked.
+    // The worker cannot go on while the index is locked.
     let index = cache.shared.index.lock();
     for seed in 0..QUEUE_COUNT as u32 + 10 {
         let _ = jobs.try_send(Job::Drop(BlockHash::of(&seed.to_le_bytes())));
@@ -261,7 +261,7 @@ async fn a_disk_that_hangs_costs_a_moment_and_then_nothing() {
     let hash = insert_and_wait(&cache, &block(1, 100)).await;
     let hung = cache.shared.readers.clone().acquire_many_owned(READERS as u32).await.unwrap();
     let mut reading = std::pin::pin!(cache.read(hash, None).unwrap());
-    assert_eq!(cache.patience(), PATIENCE);
+    assert_eq!(cache.patience(), DISK_PATIENCE);
     assert!(tokio::time::timeout(cache.patience(), &mut reading).await.is_err());
     cache.was_slow();
     assert_eq!(cache.patience(), Duration::ZERO);

@@ -32,18 +32,18 @@ impl Judged {
         self.inos.contains(&ino) || self.circles.contains(&ino)
     }
 
-    fn is_kept(&self, ino: Ino) -> bool {
+    fn is_sampled(&self, ino: Ino) -> bool {
         self.hashing.hash_one(ino).leading_zeros() >= self.skipped
     }
 
     fn add(&mut self, ino: Ino) {
-        if self.is_kept(ino) {
+        if self.is_sampled(ino) {
             self.inos.insert(ino);
         }
         while self.inos.len() > self.most.max(1) {
             self.skipped += 1;
             let mut inos = std::mem::take(&mut self.inos);
-            inos.retain(|ino| self.is_kept(*ino));
+            inos.retain(|ino| self.is_sampled(*ino));
             self.inos = inos;
         }
     }

@@ -144,8 +144,9 @@ mod tests {
         assert!(table.grant(CONFINED, &[DEEP, Ino(12)], stamp, now).0 && table.grant(FREE, &inos, stamp, now).0);
         // Whether it lies in the subtree is not asked: after a move it does not, and the lease has to be ended all the same.
         assert_eq!(table.held_by_confined(&inos), BTreeMap::from([(CONFINED, vec![DEEP])]));
-        let told: Vec<SessionId> = table.begin(SessionId(3), &inos, now).0.into_iter().map(|one| one.session).collect();
-        assert_eq!(told, [FREE, CONFINED]);
+        let notified: Vec<SessionId> =
+            table.begin(SessionId(3), &inos, now).0.into_iter().map(|one| one.session).collect();
+        assert_eq!(notified, [FREE, CONFINED]);
         assert_eq!(table.held_by_confined(&inos), BTreeMap::new());
     }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::lease::patience::PATIENCE;
+use crate::lease::patience::CLIENT_PATIENCE_MAX;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -441,12 +441,12 @@ fn a_holder_that_lives_but_never_sends_is_waited_for_a_while_and_no_longer() {
     while table.unsettled_until(&waits, at).is_some() {
         at += Duration::from_secs(1);
         table.extend(one, at, false);
-        if at == now + PATIENCE / 2 {
+        if at == now + CLIENT_PATIENCE_MAX / 2 {
             assert_eq!(table.share(two, &[Ino(8)], at).0.len(), 1, "asking for more later changes nothing");
         }
-        assert!(at <= now + PATIENCE + LEASE);
+        assert!(at <= now + CLIENT_PATIENCE_MAX + LEASE);
     }
-    assert!(at >= now + PATIENCE);
+    assert!(at >= now + CLIENT_PATIENCE_MAX);
 }
 
 /// Each has something to send that waits for a lease of the other on what that has only read.
@@ -837,7 +837,7 @@ fn a_client_that_always_attaches_dirty_delays_others_once_whatever_sessions_it_u
     let (mut now, mut waited) = (start, Duration::ZERO);
     let step = Duration::from_millis(500);
     let (mut stream, mut liar) = (1, SessionId(2));
-    while now < start + 10 * PATIENCE {
+    while now < start + 10 * CLIENT_PATIENCE_MAX {
         // It uses a new stream every second and a new session every ten. Sometimes it acknowledges, and extends its
         // leases.
         if stream % 10 == 0 {
@@ -858,8 +858,8 @@ fn a_client_that_always_attaches_dirty_delays_others_once_whatever_sessions_it_u
         }
         stream += 1;
     }
-    assert!(waited >= PATIENCE / 2, "an honest one is waited for");
-    assert!(waited <= 2 * PATIENCE + LEASE, "{waited:?} of {:?}", now - start);
+    assert!(waited >= CLIENT_PATIENCE_MAX / 2, "an honest one is waited for");
+    assert!(waited <= 2 * CLIENT_PATIENCE_MAX + LEASE, "{waited:?} of {:?}", now - start);
 }
 
 #[test]

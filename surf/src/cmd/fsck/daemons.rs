@@ -12,7 +12,7 @@ use wire::message::block::BlockRequest;
 const UNKNOWN_PAGES_MAX: u32 = 16_384;
 
 /// How much longer all answers of a daemon may take in a check than its questions are worth.
-const PATIENCE: Duration = Duration::from_secs(600);
+const DAEMON_PATIENCE: Duration = Duration::from_secs(600);
 /// What a question is worth that a daemon answers from memory.
 const QUESTION_WORTH: Duration = Duration::from_millis(500);
 /// What each block is worth that a daemon reads or fetches: 4 MiB at 16 MiB/s.
@@ -38,7 +38,7 @@ impl Daemons {
             away: BTreeSet::new(),
             further_pages: BTreeMap::new(),
             time_left: BTreeMap::new(),
-            patience: PATIENCE,
+            patience: DAEMON_PATIENCE,
         }
     }
 
@@ -111,6 +111,6 @@ mod tests {
         let verify = BlockRequest::Verify { hashes: vec![BlockHash([0; 32]); 64] };
         daemons.grant(id, &verify);
         assert!(daemons.spend(id, Duration::from_secs(16)), "reading takes longer");
-        assert!(daemons.spend(BlockdId([2; 16]), PATIENCE - QUESTION_WORTH), "each has an account");
+        assert!(daemons.spend(BlockdId([2; 16]), DAEMON_PATIENCE - QUESTION_WORTH), "each has an account");
     }
 }

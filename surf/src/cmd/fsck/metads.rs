@@ -16,7 +16,7 @@ use wire::message::check::{CheckId, CheckReply, CheckRequest, DigestState, State
 /// A metad that runs answers far sooner.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Pause between two questions how far a metad is.
-const PAUSE: Duration = Duration::from_millis(200);
+const PROGRESS_PAUSE: Duration = Duration::from_millis(200);
 /// A metad that makes no progress for this long is given up.
 const STALL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -72,7 +72,7 @@ pub(super) async fn compare(cluster: &Cluster, check: CheckId, report: &mut Repo
     };
     while voters.iter().any(Voter::is_under_way) {
         report.progress(&format!("comparing {} metads", voters.len()));
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(PROGRESS_PAUSE).await;
         for voter in voters.iter_mut().filter(|voter| voter.is_under_way()) {
             voter.ask(cluster, check).await;
         }

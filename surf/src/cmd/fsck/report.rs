@@ -1,6 +1,6 @@
 //! Output of a check: a line per finding, a summary, and its progress on a terminal.
 
-use super::{LEFT, REPAIRED, UNCHECKED};
+use super::{EXIT_FINDINGS_LEFT, EXIT_REPAIRED, EXIT_UNCHECKED};
 use crate::output::{self, complain, say};
 use serde_json::json;
 use std::collections::HashSet;
@@ -176,13 +176,13 @@ impl Report {
     fn code(&self) -> u8 {
         let mut code = 0;
         if self.repaired > 0 {
-            code += REPAIRED;
+            code += EXIT_REPAIRED;
         }
         if self.left > 0 {
-            code += LEFT;
+            code += EXIT_FINDINGS_LEFT;
         }
         if self.failure.is_some() {
-            code += UNCHECKED;
+            code += EXIT_UNCHECKED;
         }
         code
     }

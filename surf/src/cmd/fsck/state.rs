@@ -77,7 +77,7 @@ fn advice(finding: &Finding) -> &'static str {
         FindingKind::Undecodable => "restore this metad's state from another one or from a backup",
         FindingKind::DanglingEntry | FindingKind::EntryWithoutDirectory => "the entry is removed",
         FindingKind::WrongKind | FindingKind::MisplacedEntry => "the entry is written anew",
-        FindingKind::WrongParent => "the superfluous entry is removed, or the directory is told where it stands",
+        FindingKind::WrongParent => "the superfluous entry is removed, or the directory records its real place",
         FindingKind::Circle | FindingKind::Nameless => "it gets a name in /lost+found",
         FindingKind::LinkCount | FindingKind::DirectoryCount | FindingKind::AllocatedCount => "it is counted anew",
         FindingKind::ReferenceCount | FindingKind::WrongCounter => "it is counted anew",

@@ -16,7 +16,7 @@ use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
 use wire::tls::ClusterCa;
 
 /// Pause between two looks at the membership.
-const PAUSE: Duration = Duration::from_millis(500);
+const MEMBERSHIP_PAUSE: Duration = Duration::from_millis(500);
 /// A change of the membership that takes longer is looked at again, and continued.
 const CHANGE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -98,7 +98,7 @@ impl Replace {
                     failed = reason;
                 }
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(MEMBERSHIP_PAUSE).await;
         }
     }
 
@@ -120,7 +120,7 @@ impl Replace {
         let metads = Metads::of(status);
         let chosen = place.choose(&metads, (old, self.id), addr)?;
         let wanted = Wanted { old, new: chosen.new, addr };
-        // No files are made for what will be refused, and nobody is told to use those that are there.
+        // No files are made for what will be refused, and no message asks an operator to use those that are there.
         next(&wanted, &metads, false).map_err(|refusal| anyhow!("{refusal}"))?;
         if !chosen.is_made {
             place.make(&status.cluster, old, &chosen, addr)?;

@@ -52,7 +52,7 @@ fn a_revoked_mount_is_served_nothing_more_and_others_get_its_locks() {
     let revoked = Instant::now();
     let text = operate(&surf, &["cert", "revoke", &name, "--reason", "stolen"]);
     assert!(text.contains("are refused"), "{text}");
-    // It was told that nothing is served to it any more. What it has cached ends with its leases.
+    // Its connections are closed, and nothing is served to it any more. What it has cached ends with its leases.
     until("the stolen machine reads nothing new", LIMIT, || {
         let mut reads = Command::new("ls");
         let tried = run(reads.arg("-la").arg(stolen.path()), LIMIT);

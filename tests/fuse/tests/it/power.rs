@@ -88,7 +88,7 @@ impl Load {
         Self { stop, threads }
     }
 
-    /// Waits until all have ended, by themselves or because they are told to. Returns what ended them.
+    /// Waits until all have ended, by themselves or because they are stopped. Returns what ended them.
     fn end(self) -> (Vec<Writer>, io::Result<()>) {
         drop(self.stop);
         until("the writers go on", RESUME_LIMIT, || self.threads.iter().all(JoinHandle::is_finished).then_some(()));

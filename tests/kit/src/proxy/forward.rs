@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Time between two looks whether to stop.
-const PAUSE: Duration = Duration::from_millis(50);
+const STOP_CHECK_EVERY: Duration = Duration::from_millis(50);
 /// Datagrams taken from one socket before the others have their turn.
 const BATCH: usize = 64;
 /// A sender that is silent for this long is forgotten: QUIC sends something every second while a connection lives.
@@ -119,12 +119,12 @@ impl Forwarder {
     /// Returns which of the fronts, and then of these flows, have a datagram.
     fn wait(&self, ids: &[FlowId]) -> Vec<bool> {
         let until_due =
-            self.waiting.peek().map_or(PAUSE, |first| first.0.due.saturating_duration_since(Instant::now()));
+            self.waiting.peek().map_or(STOP_CHECK_EVERY, |first| first.0.due.saturating_duration_since(Instant::now()));
         let sockets = self.fronts.iter().map(|front| &front.socket).chain(ids.iter().map(|id| &self.flows[id].socket));
         let mut polled: Vec<libc::pollfd> =
             sockets.map(|socket| libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
         // Rounded up: a datagram that is due in part of a millisecond is no reason to spin.
-        let limit_ms = until_due.min(PAUSE).as_micros().div_ceil(1000) as libc::c_int;
+        let limit_ms = until_due.min(STOP_CHECK_EVERY).as_micros().div_ceil(1000) as libc::c_int;
         // SAFETY: the pointer and the count are those of one vector, whose descriptors are open.
         unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, limit_ms) };
         // An error counts too: receiving takes it off the socket.

@@ -6,7 +6,20 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 /// Folders of the crates.
-const CRATES: [&str; 9] = ["wire", "metad", "blockd", "client", "mount", "embed", "surf", "bench", "tests/kit"];
+const CRATES: [&str; 12] = [
+    "wire",
+    "metad",
+    "blockd",
+    "client",
+    "mount",
+    "embed",
+    "surf",
+    "bench",
+    "tests/kit",
+    "tests/sim",
+    "tests/fuzzing",
+    "tests/fuse",
+];
 
 /// Crates whose circles are being taken apart.
 const EXCEPTIONS: &[&str] = &[];

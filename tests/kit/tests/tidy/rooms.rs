@@ -1,7 +1,7 @@
 //! The rooms of the client, each a file with its folder: the picture in the documents shows which room uses which.
 
 use crate::graph::{Graph, circles, tokens};
-use crate::sources::sources;
+use crate::sources::{only, sources};
 use kit::bins::workspace;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -83,9 +83,13 @@ fn the_client_is_implemented_by_its_operations_alone() {
     }
 }
 
-/// Mutexes that are held over an `.await` are tokio's, and are listed in the documentation of the lock order.
+/// Files with an `RwLock`, which has no rank: no other lock of the client is taken under it.
+const RW_LOCKS: &[&str] = &["client/src/block/layout.rs"];
+
+/// Locks that are held over an `.await` are tokio's, and are listed in the documentation of the lock order.
 #[test]
-fn every_mutex_of_the_client_has_a_place_in_the_lock_order() {
+fn every_lock_of_the_client_has_a_place_in_the_lock_order() {
+    let mut rw_locks = BTreeSet::new();
     for source in sources().iter().filter(|source| source.path.starts_with("client/src") && !source.is_test()) {
         let name = source.name();
         let tokens = tokens(&source.code);
@@ -94,8 +98,12 @@ fn every_mutex_of_the_client_has_a_place_in_the_lock_order() {
         for at in paths.filter(|at| *at < 2 || tokens[at - 2] != "tokio") {
             let end = tokens[at..].iter().position(|token| token == ";").map_or(tokens.len(), |end| at + end);
             let named = if tokens[at + 2] == "{" { &tokens[at + 2..end] } else { &tokens[at + 2..at + 3] };
-            let is_mutex = named.iter().any(|token| token == "Mutex");
-            assert!(!is_mutex || name == "client/src/ordered.rs", "{name} has a mutex without a rank");
+            let names = |lock: &str| named.iter().any(|token| token == lock);
+            assert!(!names("Mutex") || name == "client/src/ordered.rs", "{name} has a mutex without a rank");
+            if names("RwLock") {
+                rw_locks.insert(name.clone());
+            }
         }
     }
+    only(&rw_locks, RW_LOCKS, "files have an `RwLock` that the documentation of the lock order does not mention");
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::admin::Admin;
-use crate::cmd::fsck::{LEFT, UNCHECKED};
+use crate::cmd::fsck::{EXIT_FINDINGS_LEFT, EXIT_UNCHECKED};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 use wire::bundle::Bundle;
@@ -122,8 +122,8 @@ async fn a_daemon_that_answers_nonsense_is_a_finding_of_its_own_and_the_check_go
         let code = match lie {
             Honestly => 0,
             // It gives no answer: what it holds could not be checked.
-            WithRefusals | WithEscapes => UNCHECKED,
-            _ => LEFT,
+            WithRefusals | WithEscapes => EXIT_UNCHECKED,
+            _ => EXIT_FINDINGS_LEFT,
         };
         assert_eq!(report.end(), code, "{lie:?}");
         cluster.admin.close().await;
@@ -157,6 +157,6 @@ async fn a_daemon_that_is_always_slow_is_a_finding_and_not_asked_without_end() {
     }
     assert!((3..20).contains(&asked), "asked {asked} times: some slow answers are no fault");
     assert_eq!(checking.probe(&BTreeSet::from([BLOCK])).await.unwrap()[&BLOCK].len(), 2);
-    assert_eq!(report.end(), LEFT);
+    assert_eq!(report.end(), EXIT_FINDINGS_LEFT);
     cluster.admin.close().await;
 }

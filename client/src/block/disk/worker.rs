@@ -19,7 +19,7 @@ use wire::sections::Sections;
 /// A cache that finds less room than this on a full disk is of no use.
 const LIMIT_MIN: u64 = 1 << 20;
 
-/// What the keeper is asked to do.
+/// What the worker is to do.
 pub(super) enum Job {
     /// Write this block.
     Insert { hash: BlockHash, block: Bytes, sections: Sections },
@@ -29,7 +29,7 @@ pub(super) enum Job {
     Drop(BlockHash),
 }
 
-pub(super) struct Keeper {
+pub(super) struct Worker {
     shared: Arc<Shared>,
     jobs: Receiver<Job>,
     /// The operator has been warned that the disk is full.
@@ -45,7 +45,7 @@ struct Left {
     used_s: u64,
 }
 
-impl Keeper {
+impl Worker {
     /// Starts the thread. It ends when the sender is gone and all jobs are done, or when the cache is off.
     pub(super) fn start(
         shared: Arc<Shared>,
@@ -53,8 +53,8 @@ impl Keeper {
     ) -> io::Result<(SyncSender<Job>, oneshot::Receiver<()>)> {
         let (sender, jobs) = sync_channel(queue_count);
         let (end, ended) = oneshot::channel();
-        let keeper = Self { shared, jobs, has_reported_full: false, _ended: end };
-        std::thread::Builder::new().name("surf-cache".to_owned()).spawn(move || keeper.run())?;
+        let worker = Self { shared, jobs, has_reported_full: false, _ended: end };
+        std::thread::Builder::new().name("surf-cache".to_owned()).spawn(move || worker.run())?;
         Ok((sender, ended))
     }
 
