@@ -112,7 +112,7 @@ impl Service for Server {
                 }
                 // Also revoked during that wait: that its connection is closed does not end this.
                 if self.shared.endpoint.refusals().refuse(&peer.subject, &peer.certificate) {
-                    return incoming.refuse("the certificate was revoked").await;
+                    return incoming.refuse("the certificate was revoked, or its CA was replaced").await;
                 }
                 // Taken after that wait, which the peer can make long.
                 let scans = matches!(request, MetaRequest::Referenced { .. });

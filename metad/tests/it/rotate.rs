@@ -295,6 +295,21 @@ async fn who_leads(endpoint: &Endpoint, addr: SocketAddr) -> Result<(), Error> {
     peer.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], LIMIT).await.map(|_| ())
 }
 
+/// Waits until a metad says that this is of another CA. It serves nothing after `served_until`; a request that was under way may
+/// be refused for itself, and on a busy machine a connection may end without a reason.
+async fn until_distrusted(endpoint: &Endpoint, addr: SocketAddr, served_until: Instant) {
+    let started = Instant::now();
+    loop {
+        let asked = Instant::now();
+        match who_leads(endpoint, addr).await {
+            Err(Error::WrongCluster { .. }) => return,
+            Ok(()) => assert!(asked < served_until, "it is served"),
+            Err(error) => assert!(started.elapsed() < LIMIT, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_new_ca_takes_the_place_of_the_old_one_while_a_client_works_and_leaders_are_lost_at_each_step() {
     let mut changing = Changing::start(3).await;
@@ -355,20 +370,11 @@ async fn a_new_ca_takes_the_place_of_the_old_one_while_a_client_works_and_leader
     assert!(finished[0].contains("has taken the place"), "{finished:?}");
     let begun = Instant::now();
     for addr in all(&changing.cluster) {
-        let refused = loop {
-            match who_leads(&stays, addr).await {
-                Ok(()) => assert!(begun.elapsed() < Duration::from_secs(1), "it is served"),
-                Err(error) => break error,
-            }
-        };
-        assert!(matches!(refused, Error::WrongCluster { .. }), "{refused}");
+        until_distrusted(&stays, addr, begun + Duration::from_secs(1)).await;
     }
     changing.lose_leader().await;
     assert!(changing.done(1, changing.finished(), false).await[0].contains("already"));
-    assert!(matches!(
-        who_leads(&bind(&changing.operators[0]), all(&changing.cluster)[0]).await,
-        Err(Error::WrongCluster { .. })
-    ));
+    until_distrusted(&bind(&changing.operators[0]), all(&changing.cluster)[0], Instant::now()).await;
     let unknown = enroll(&old_token, &NewKey::generate().unwrap(), "laptop", Duration::from_secs(1)).await.unwrap_err();
     assert!(matches!(unknown, EnrollError::WrongCluster { .. }), "{unknown}");
     assert!(unknown.to_string().contains("another CA by now"), "{unknown}");
@@ -406,10 +412,7 @@ async fn a_change_of_the_ca_that_is_aborted_leaves_everybody_with_the_old_one() 
         changing.issuers.insert(id, issuer);
         changing.restart(id).await;
     }
-    assert!(matches!(
-        who_leads(&bind(&changing.operators[1]), all(&changing.cluster)[0]).await,
-        Err(Error::WrongCluster { .. })
-    ));
+    until_distrusted(&bind(&changing.operators[1]), all(&changing.cluster)[0], Instant::now()).await;
     // It can begin anew.
     let trust = changing.trust(3, &[&changing.cluster.ca, &changing.new]);
     let again = changing.operators[0].sign_trust(&trust, Some(&changing.operators[1])).unwrap();

@@ -279,16 +279,38 @@ fn what_a_soft_mount_has_given_up_on_happens_once_or_never() {
     let seed = Seed(seed());
     let surf = Surf::start_behind_proxy(seed.0, &[]);
     let mut others = [surf.mount_again(&["-o", "soft=1"])];
-    let workload = Workload::new(&surf.path(), 6, seed.0);
-    for number in 0..2 {
-        workload.spawn(&surf.path(), &format!("hard-{number}"), false, true);
-    }
-    workload.spawn(&others[0].path(), "soft", false, true);
-    let soft = others[0].name();
+    let (dirs, soft) = ([surf.path(), others[0].path()], others[0].name());
     let mut faults = Faults::new(&surf, &mut others, seed.0);
     let ended = Instant::now() + fault_time();
+    // What was given up on may happen at any later time: a history with much of it could not be searched.
+    for round in 0.. {
+        if Instant::now() >= ended {
+            break;
+        }
+        once_or_never(&mut faults, (&dirs, &soft), (seed.0, round), ended.min(Instant::now() + ROUND));
+    }
+}
+
+/// Time of faults of which one history is.
+const ROUND: Duration = Duration::from_secs(10);
+
+/// Checks the history of two workers on a mount and one on a soft mount, which is cut off until this moment.
+fn once_or_never(
+    faults: &mut Faults,
+    ([hard, soft_dir], soft): (&[PathBuf; 2], &str),
+    (seed, round): (u64, u64),
+    ended: Instant,
+) {
+    let surf = faults.surf;
+    let name = format!("round-{round}");
+    fs::create_dir(hard.join(&name)).unwrap();
+    let workload = Workload::new(&hard.join(&name), 6, seed.wrapping_add(round));
+    for number in 0..2 {
+        workload.spawn(&hard.join(&name), &format!("hard-{number}"), false, true);
+    }
+    workload.spawn(&soft_dir.join(&name), "soft", false, true);
     while Instant::now() < ended {
-        let (daemons, soft) = (surf.proxy().daemons(), [&soft]);
+        let (daemons, soft) = (surf.proxy().daemons(), [soft]);
         // Its requests arrive and the answers do not; or neither arrives.
         surf.proxy().set(&daemons, &soft, Link::CUT);
         if faults.chance.happens(0.3) {

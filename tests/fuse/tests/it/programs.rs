@@ -59,7 +59,7 @@ on_both! {
     };
 
     cargo_makes_and_builds_a_program => |surf: &mut Surf| {
-        let printed = sh(&surf.path(), LIMIT, "cargo new -q --vcs none hello && cd hello && cargo build -q --offline && \
+        let printed = sh(&surf.path(), LIMIT, "unset CARGO_TARGET_DIR; cargo new -q --vcs none hello && cd hello && cargo build -q --offline && \
             touch src/main.rs && cargo build -q --offline && ./target/debug/hello");
         assert_eq!(printed.trim(), "Hello, world!");
     };
