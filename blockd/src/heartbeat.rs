@@ -33,6 +33,8 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 const REDIRECTS_MAX: usize = 4;
 /// How often a request is sent again to a metad that has too much to do, with growing pauses: for some 10 s in all.
 const BUSY_MAX: usize = 16;
+/// Pause between two heartbeats that somebody has caused: whoever makes things up causes few.
+const WANTED_PAUSE: Duration = Duration::from_millis(100);
 /// Blocks that are dropped together: their removals share a group of the writer, and puts of them wait meanwhile.
 const DROPS_AT_ONCE: usize = 1024;
 /// Blocks in one page of a report.
@@ -205,7 +207,7 @@ impl Reporter {
                 biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
-                () = self.wanted() => {}
+                () = self.wanted(asked) => {}
                 () = self.progress.news() => {}
             }
         }
@@ -213,13 +215,13 @@ impl Reporter {
 
     /// Waits until a newer layout is wanted, or another list of what is revoked, or a key of tickets, and then a moment: many
     /// senders may ask for it at once.
-    async fn wanted(&self) {
+    async fn wanted(&self, last: Instant) {
         tokio::select! {
             () = self.layouts.wanted() => {}
             () = self.refused.wanted() => {}
             () = self.tickets.wanted() => {}
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10).max(WANTED_PAUSE.saturating_sub(last.elapsed()))).await;
     }
 
     /// Reports all blocks, page by page, until cancelled, and drops those that nothing refers to.

@@ -16,6 +16,7 @@ pub mod heartbeat;
 pub mod lagging;
 pub mod layouts;
 pub mod metrics;
+mod missed;
 pub mod origins;
 mod own_identity;
 pub mod ownership;

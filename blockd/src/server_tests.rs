@@ -158,7 +158,8 @@ async fn confined_clients_get_by_ticket_what_the_ticket_is_for_and_nothing_else_
     server.tickets.learn(keys.clone(), now);
     let content = Bytes::from_static(b"content");
     let (hash, epoch) = (BlockHash::of(&content), peers.layout.epoch);
-    let free = bind(&peers.ca, Role::Client, "free").peer(peers.endpoint.local_addr(), Role::Blockd);
+    let client = bind(&peers.ca, Role::Client, "free");
+    let free = client.peer(peers.endpoint.local_addr(), Role::Blockd);
     let stored = put(&free, epoch, &content, (&[], 1)).await;
     assert!(matches!(stored, Ok(BlockReply::Stored { receipt: None, .. })), "{stored:?}");
     let grants = [(Some("/home".to_owned()), Squash::None), (None, Squash::All { uid: 1, gid: 1 })];

@@ -1,5 +1,4 @@
 //! The content of files: [`layout`] knows which daemon holds what, [`put`] stores, [`fetch`] reads and verifies,
-//! [`tickets`] lets a confined client do so,
 //! [`cache`] remembers blocks in memory, [`disk`] on the local disk, beyond the mount.
 
 pub mod cache;
@@ -7,4 +6,3 @@ pub mod disk;
 pub mod fetch;
 pub mod layout;
 pub mod put;
-pub mod tickets;

@@ -44,6 +44,7 @@ mod reader;
 mod renewal;
 mod replay;
 mod sending;
+mod tickets;
 mod timers;
 mod upkeep;
 mod view;

@@ -3,5 +3,6 @@
 
 pub mod bounds;
 mod clock;
+mod opened;
 pub mod rpc;
 pub mod session;

@@ -19,6 +19,7 @@ use wire::extent::{Extent, Source};
 use wire::ids::ChunkIndex;
 use wire::limits::CHUNK_BYTES;
 use wire::op::{Read, ReadReply};
+use wire::retry::Backoff;
 
 /// Scattered reads up to this size fetch only their part of a large block.
 const PART_BYTES_MAX: usize = 256 << 10;
@@ -26,6 +27,10 @@ const PART_BYTES_MAX: usize = 256 << 10;
 const LISTINGS_MAX: usize = 8;
 /// Attempts at content that compaction or another session replaces while it is read.
 const ATTEMPTS_MAX: usize = 3;
+/// New tickets that are tried, with growing pauses, before a read fails: block daemons learn of a new key within a second.
+const TICKETS_TRIED: usize = 12;
+/// Tickets that were asked for further apart have ended in the usual way.
+const TICKETS_APART: Duration = Duration::from_secs(60);
 /// It is waited so long for what a program has seen in the mapped pages that the kernel writes back at once. What has not
 /// come by then is judged whole.
 const SEEN_LIMIT: Duration = Duration::from_secs(5);
@@ -50,6 +55,28 @@ impl Patience {
         let done = tokio::time::timeout(self.left, work).await.ok();
         self.left = if done.is_some() { self.left.saturating_sub(begun.elapsed()) } else { Duration::ZERO };
         done
+    }
+}
+
+/// Asks for the extents of a file again, because block tickets come with them. They end while block daemons are away for long;
+/// only new ones that are refused again and again are an error.
+#[derive(Default)]
+struct TicketRenewal {
+    backoff: Backoff,
+    count: usize,
+    last: Option<Instant>,
+}
+
+impl TicketRenewal {
+    async fn wait(&mut self) -> Result<(), FsError> {
+        if self.last.is_some_and(|last| last.elapsed() > TICKETS_APART) {
+            *self = Self::default();
+        }
+        if self.count > 0 {
+            tokio::time::sleep(self.backoff.delay()).await;
+        }
+        (self.count, self.last) = (self.count + 1, Some(Instant::now()));
+        if self.count > TICKETS_TRIED { Err(FsError::Io) } else { Ok(()) }
     }
 }
 
@@ -96,6 +123,7 @@ impl Reader {
         perhaps: bool,
     ) -> Result<Bytes, FsError> {
         let mut attempt = 1;
+        let mut renewal = TicketRenewal::default();
         loop {
             let plan = match file.plan_read((offset, len), perhaps) {
                 Step::Fetch(plan) => plan,
@@ -115,6 +143,10 @@ impl Reader {
                     file.forget_extents();
                 }
                 Err(FsError::NotFound) => return Err(FsError::Io),
+                Err(FsError::AccessDenied) => {
+                    renewal.wait().await?;
+                    file.forget_extents();
+                }
                 other => return other,
             }
         }
@@ -127,10 +159,14 @@ impl Reader {
         for _ in 0..ATTEMPTS_MAX {
             let learned = match &seen.below {
                 Below::Unknown => break,
-                Below::Read(plan) => {
-                    let bytes = patience.wait(self.put_together(plan)).await.and_then(Result::ok);
-                    return (seen, bytes);
-                }
+                Below::Read(plan) => match patience.wait(self.put_together(plan)).await {
+                    Some(Err(FsError::AccessDenied)) => {
+                        file.forget_extents();
+                        seen = file.seen(range);
+                        continue;
+                    }
+                    read => return (seen, read.and_then(Result::ok)),
+                },
                 Below::Load(chunk) => patience.wait(self.load_chunks(file, *chunk, range.end)).await,
             };
             if !matches!(learned, Some(Ok(()))) {

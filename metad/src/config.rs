@@ -128,8 +128,15 @@ impl ConfigFile {
                 // What was renewed knows of a new CA.
                 let renewed = Identity::load(&self.data_dir.join(IDENTITY_FILE));
                 let known = renewed.map_or_else(|_| identity.clone(), |renewed| identity.clone().or_later(renewed));
-                issuer.check(path, &known)?;
-                Some(Arc::new(issuer))
+                match issuer.check(path, &known) {
+                    Ok(()) => Some(Arc::new(issuer)),
+                    // It may be of a CA that this node does not know yet, or not any more, so the node starts without it. It is
+                    // looked at again while the node runs.
+                    Err(error) => {
+                        tracing::warn!(%error, "this metad signs nothing until its issuer is of a CA that it trusts");
+                        None
+                    }
+                }
             }
             None => None,
         };

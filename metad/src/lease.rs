@@ -398,7 +398,7 @@ async fn answer_again(shared: &Shared, id: SessionId, batch: Batch) -> Result<Su
 /// change that has begun and is forgotten may still be applied.
 pub(crate) async fn submit(shared: Arc<Shared>, of: Submitter, batch: Batch) -> Result<Submitted, ProposeError> {
     let Submitter { session: id, has_ended, is_confined, asks_again } = of;
-    if asks_again {
+    if asks_again || (has_ended && is_confined) {
         return answer_again(&shared, id, batch).await;
     }
     let _carrying_out = is_confined.then(|| shared.under_way.begin((id, batch.seq)));

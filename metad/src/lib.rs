@@ -93,7 +93,7 @@ impl Node {
         let identity = own_identity::latest(config.identity.clone(), &config.data_dir);
         let (listen, identity, runtime) = (config.listen, &identity, Handle::current());
         // Without an issuer, there is nothing that a newcomer could get.
-        let endpoint = match config.issuer {
+        let endpoint = match config.issuer_file {
             Some(_) => Endpoint::bind_for_newcomers(listen, identity, runtime)?,
             None => Endpoint::bind_within(listen, identity, runtime)?,
         };

@@ -138,6 +138,12 @@ pub struct Certificate {
     pub public_key: Vec<u8>,
 }
 
+/// Returns the name of the signer in a certificate (DER), as it is coded there.
+pub(crate) fn issuer_name(cert: &[u8]) -> Option<&[u8]> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(cert).ok()?;
+    Some(parsed.tbs_certificate.issuer.as_raw())
+}
+
 impl Certificate {
     /// Reads a certificate (DER) that was verified before, or is our own, and that of its issuer if it has one.
     pub(crate) fn read(leaf: &[u8], issuer: Option<&[u8]>) -> Option<Self> {

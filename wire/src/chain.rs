@@ -3,7 +3,7 @@
 //! Signatures, validity and the length of the path are webpki's to check. What an issuer may sign is checked here: the
 //! roles that its own certificate names, and never an operator, so that whoever takes a metad over becomes none.
 
-use crate::cert::Certificate;
+use crate::cert::{Certificate, issuer_name};
 use crate::revoked::Refusals;
 use crate::subject::{Role, issued_roles, subject_of};
 use rustls::client::WebPkiServerVerifier;
@@ -19,14 +19,22 @@ use std::time::Duration;
 /// Roles that an issuer can be allowed to sign.
 pub(crate) const ISSUABLE: [Role; 3] = [Role::Client, Role::Blockd, Role::Metad];
 
-/// Checks what webpki does not know: what the issuer of a verified chain may sign. Whatever path webpki has found, it
-/// leads from the leaf to the CA by no other certificate than these.
-fn check_issuer(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), Error> {
+/// Checks what webpki does not know: what the issuer of a verified chain may sign. webpki has looked at the issuer only if no CA
+/// has signed the leaf itself: one that comes beside such a leaf was made by anybody, and is refused.
+fn check_issuer(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &[DistinguishedName],
+) -> Result<(), Error> {
     let issuer = match intermediates {
         [] => return Ok(()),
         [issuer] => issuer,
         _ => return Err(CertificateError::UnknownIssuer.into()),
     };
+    let signer = issuer_name(leaf);
+    if signer.is_none_or(|name| roots.iter().any(|root| root.as_ref() == name)) {
+        return Err(CertificateError::UnknownIssuer.into());
+    }
     let role = subject_of(leaf).map(|subject| subject.role).filter(|role| ISSUABLE.contains(role));
     match (role, issued_roles(issuer)) {
         (Some(role), Some(roles)) if roles.contains(&role) => Ok(()),
@@ -97,7 +105,7 @@ impl ClientCertVerifier for ClientVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let now = if self.admits_strangers { while_valid(end_entity, now) } else { now };
         let verified = self.webpki.verify_client_cert(end_entity, intermediates, now)?;
-        check_issuer(end_entity, intermediates)?;
+        check_issuer(end_entity, intermediates, self.webpki.root_hint_subjects())?;
         Ok(verified)
     }
 
@@ -161,7 +169,7 @@ impl ServerCertVerifier for ServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let verified = self.webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
-        check_issuer(end_entity, intermediates)?;
+        check_issuer(end_entity, intermediates, &self.names)?;
         check_revoked(self.refusals.as_deref(), end_entity, intermediates)?;
         Ok(verified)
     }
@@ -186,5 +194,32 @@ impl ServerCertVerifier for ServerVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.webpki.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cert::Term;
+    use crate::issuer::{IssuerKey, NewKey, SigningRequest};
+    use crate::subject::Subject;
+    use crate::tls::ClusterCa;
+
+    /// Otherwise its holder could say of itself that it stands below another CA than it does.
+    #[test]
+    fn an_issuer_that_comes_beside_what_the_ca_itself_has_signed_is_refused() {
+        let ca = ClusterCa::create("t").unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.cert().unwrap().into()).unwrap();
+        let roots = roots.subjects();
+        let issuer = IssuerKey::create(&ca, "m", &[Role::Client]).unwrap();
+        let request = SigningRequest::decode(&NewKey::generate().unwrap().request().unwrap()).unwrap();
+        let leaf = issuer.sign(&request, &Subject::new(Role::Client, "c"), &Term::lasting()).unwrap();
+        let beside = [CertificateDer::from(issuer.cert().to_vec())];
+        assert_eq!(check_issuer(&leaf.into(), &beside, &roots), Ok(()));
+        // The CA has signed its own certificate.
+        let signed = CertificateDer::from(ca.cert().unwrap());
+        assert_eq!(check_issuer(&signed, &[], &roots), Ok(()));
+        assert_eq!(check_issuer(&signed, &beside, &roots), Err(CertificateError::UnknownIssuer.into()));
     }
 }

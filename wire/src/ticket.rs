@@ -7,6 +7,7 @@
 
 use crate::attr::Timestamp;
 use crate::cert::KeyId;
+use crate::chance;
 use crate::ids::BlockHash;
 use crate::limits::TICKET_LIFE_SECS;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,9 @@ use std::ops::Range;
 pub const TICKET_KEYS_MAX: usize = 3;
 /// A key signs for this long, in seconds. What it has signed is good for as long as it is among the last ones.
 pub const TICKET_KEY_SECS: i64 = 24 * 3600;
+
+/// The clocks of metads may be so far apart, in seconds.
+const CLOCKS_APART_SECS: i64 = 60;
 
 /// A key that signs tickets and receipts.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +85,9 @@ impl TicketKey {
     /// Makes a key.
     #[must_use]
     pub fn make(number: u64, made: Timestamp) -> Self {
-        Self { number, made, secret: rand::random() }
+        let mut secret = [0; 32];
+        secret.chunks_exact_mut(8).for_each(|part| part.copy_from_slice(&chance::number().to_le_bytes()));
+        Self { number, made, secret }
     }
 
     fn sign(&self, what: &str, holder: &KeyId, hash: &BlockHash, rest: &[u8]) -> blake3::Hash {
@@ -123,21 +129,26 @@ impl TicketKeys {
         self.0.last()
     }
 
-    /// Returns the number of the key that comes next.
+    /// Returns the number of the key that comes next. The first one has that of its time, so that block daemons do not take it
+    /// for one that they know: there may have been others, before a recovery for example.
     #[must_use]
-    pub fn next_number(&self) -> u64 {
-        self.newest().map_or(1, |key| key.number.saturating_add(1))
+    pub fn next_number(&self, now: Timestamp) -> u64 {
+        let first = u64::try_from(now.secs).unwrap_or_default();
+        self.newest().map_or(first, |key| key.number.saturating_add(1))
     }
 
     /// Returns whether another key is due.
     #[must_use]
     pub fn is_due(&self, now: Timestamp) -> bool {
-        self.newest().is_none_or(|key| now.secs.saturating_sub(key.made.secs) >= TICKET_KEY_SECS)
+        // One that was made by a clock that was ahead would sign for too long.
+        let is_old =
+            |key: &TicketKey| !(-CLOCKS_APART_SECS..TICKET_KEY_SECS).contains(&now.secs.saturating_sub(key.made.secs));
+        self.newest().is_none_or(is_old)
     }
 
     /// Adds a key, if it is the next one. The oldest is forgotten when there are too many. Returns whether it was added.
     pub fn add(&mut self, key: TicketKey) -> bool {
-        if key.number != self.next_number() {
+        if self.newest().is_some_and(|newest| newest.number.checked_add(1) != Some(key.number)) {
             return false;
         }
         self.0.push(key);
@@ -162,7 +173,10 @@ impl TicketKeys {
         let part = (ticket.offset, ticket.len);
         // Hashes are compared in constant time.
         let is_signed = |key: &TicketKey| key.sign_part(holder, hash, part, ticket.until) == ticket.signature.0;
-        ticket.until >= now.secs && self.find(ticket.key).is_some_and(is_signed)
+        // Nor is it good for longer if the clock of the metad that has signed it was ahead.
+        let is_current =
+            (now.secs..=now.secs.saturating_add(TICKET_LIFE_SECS + CLOCKS_APART_SECS)).contains(&ticket.until);
+        is_current && self.find(ticket.key).is_some_and(is_signed)
     }
 
     /// Returns whether a receipt is one for this holder.
@@ -197,6 +211,7 @@ mod tests {
         let admits = |ticket: &Ticket, now| keys.admits(ticket, &HOLDER, &HASH, at(now));
         assert!(admits(&ticket, 1_000) && admits(&ticket, 1_000 + TICKET_LIFE_SECS));
         assert!(!admits(&ticket, 1_001 + TICKET_LIFE_SECS));
+        assert!(admits(&ticket, 1_000 - CLOCKS_APART_SECS) && !admits(&ticket, 999 - CLOCKS_APART_SECS));
         assert!(!keys.admits(&ticket, &KeyId([3; 32]), &HASH, at(1_000)));
         assert!(!keys.admits(&ticket, &HOLDER, &BlockHash([3; 32]), at(1_000)));
         for forged in [
@@ -231,6 +246,8 @@ mod tests {
         assert!(keys.add(TicketKey::make(4, at(50))));
         assert!(!keys.confirms(&first, &HOLDER) && !keys.knows(1) && keys.knows(4));
         assert!(!keys.is_due(at(49 + TICKET_KEY_SECS)) && keys.is_due(at(50 + TICKET_KEY_SECS)));
+        assert!(keys.is_due(at(49 - CLOCKS_APART_SECS)) && !keys.is_due(at(50 - CLOCKS_APART_SECS)));
+        assert_eq!((keys.next_number(at(9)), TicketKeys::default().next_number(at(9))), (5, 9));
         assert!(!format!("{keys:?}").contains("secret"));
     }
 }

@@ -3,9 +3,9 @@
 use super::cache::BlockCache;
 use super::disk::DiskCache;
 use super::layout::{Holder, Layouts};
-use super::tickets::Tickets;
 use crate::network::Blockd;
 use crate::ordered::{Ordered, Rank};
+use crate::tickets::Tickets;
 use bytes::Bytes;
 use futures::future::{BoxFuture, Shared};
 use futures::stream::FuturesUnordered;
@@ -125,7 +125,7 @@ struct RoundFailed {
 
 /// Why one daemon did not send it.
 enum Missed {
-    /// There is no ticket, or it is not good any more.
+    /// The ticket is not good any more, or not yet.
     Ticket,
     /// It has answered.
     Answered(String),
@@ -171,8 +171,8 @@ impl Fetcher {
     /// Returns the whole block, verified. Other callers may wait for the same fetch. Cancel-safe.
     ///
     /// # Errors
-    /// `NotFound` when every daemon answers that it has no good copy, or when this client has no ticket for it; `Io` when a soft
-    /// mount's patience ends.
+    /// `NotFound` when every daemon answers that it has no good copy, `AccessDenied` when this client needs another ticket, `Io`
+    /// when a soft mount's patience ends.
     pub async fn fetch(&self, hash: BlockHash) -> Result<Bytes, FsError> {
         if let Some(block) = self.cached(&hash) {
             return Ok(block);
@@ -292,7 +292,7 @@ impl FetchState {
                 Ok(found) => return Ok(found),
                 Err(failed) if failed.needs_ticket => {
                     tracing::debug!(%hash, "a block ticket is missing or has ended");
-                    return Err(FsError::NotFound);
+                    return Err(FsError::AccessDenied);
                 }
                 Err(failed) => failed,
             };
@@ -311,24 +311,26 @@ impl FetchState {
 
     /// Asks one daemon after the other: the next one at once after a refusal, and after a while without an answer.
     async fn round(&self, hash: BlockHash, part: Part, places: &[Holder]) -> Result<(Bytes, Sections), RoundFailed> {
-        let mut waiting = places.iter();
-        let mut asked = FuturesUnordered::new();
         let reason = "no block daemon is known".to_owned();
         let mut failed = RoundFailed { all_answered: !places.is_empty(), needs_ticket: false, reason };
+        // The same ticket for all: another daemon may know its key already.
+        let Some(request) = self.request(hash, part) else {
+            failed.needs_ticket = true;
+            return Err(failed);
+        };
+        let mut waiting = places.iter();
+        let mut asked = FuturesUnordered::new();
         loop {
             let holder = waiting.next();
             match holder {
-                Some(holder) => asked.push(self.ask(hash, part, *holder)),
+                Some(holder) => asked.push(self.ask((hash, part), &request, *holder)),
                 None if asked.is_empty() => return Err(failed),
                 None => {}
             }
             let hedge = if waiting.len() > 0 { HEDGE_AFTER } else { ATTEMPT_LIMIT };
             match tokio::time::timeout(hedge, asked.next()).await {
                 Ok(Some(Ok(found))) => return Ok(found),
-                Ok(Some(Err(Missed::Ticket))) => {
-                    failed.needs_ticket = true;
-                    return Err(failed);
-                }
+                Ok(Some(Err(Missed::Ticket))) => failed.needs_ticket = true,
                 Ok(Some(Err(Missed::Answered(reason)))) => failed.reason = reason,
                 Ok(Some(Err(Missed::Silent(reason)))) => (failed.all_answered, failed.reason) = (false, reason),
                 // If another daemon has answered by then, the next block need not wait for this daemon again.
@@ -349,9 +351,13 @@ impl FetchState {
     }
 
     /// Asks one daemon.
-    async fn ask(&self, hash: BlockHash, part: Part, (id, addr): Holder) -> Result<(Bytes, Sections), Missed> {
-        let Some(request) = self.request(hash, part) else { return Err(Missed::Ticket) };
-        match self.blockds.ask(addr, &request, &[], ATTEMPT_LIMIT).await {
+    async fn ask(
+        &self,
+        (hash, part): (BlockHash, Part),
+        request: &BlockRequest,
+        (id, addr): Holder,
+    ) -> Result<(Bytes, Sections), Missed> {
+        match self.blockds.ask(addr, request, &[], ATTEMPT_LIMIT).await {
             Ok((BlockReply::Content { .. }, block)) => {
                 self.layouts.trust(id);
                 // I9: verified here too, whatever happened on the way.
@@ -366,7 +372,12 @@ impl FetchState {
                 }
                 Err(Missed::Answered(format!("{addr} does not have it")))
             }
-            Ok((BlockReply::TicketRefused, _)) => Err(Missed::Ticket),
+            Ok((BlockReply::TicketRefused, _)) => {
+                if let BlockRequest::GetByTicket { ticket, .. } = request {
+                    self.tickets.forget(&hash, ticket);
+                }
+                Err(Missed::Ticket)
+            }
             Ok((other, _)) => Err(Missed::Silent(format!("{addr} answered {}", other.kind_name()))),
             // It is well, and will never serve this client: nobody need wait for it.
             Err(error @ Error::Revoked { .. }) => Err(Missed::Answered(error.to_string())),
@@ -418,7 +429,10 @@ mod tests {
     use futures::future::ready;
     use parking_lot::Mutex;
     use std::net::SocketAddr;
+    use wire::attr::Timestamp;
+    use wire::cert::KeyId;
     use wire::layout::Layout;
+    use wire::ticket::TicketKey;
 
     const BLOCK: u32 = 4 << 20;
 
@@ -502,6 +516,31 @@ mod tests {
         assert!(fetcher.fetch(hash).await.unwrap().is_empty());
         let (first, second) = (first.1, second.1);
         assert_eq!(*asked.lock(), [first, second, first, second, first, second, first]);
+    }
+
+    /// The daemon that refuses may not know of a new key yet.
+    #[tokio::test(start_paused = true)]
+    async fn a_ticket_that_one_daemon_refuses_is_shown_to_the_next_one_and_only_one_that_all_refuse_is_missing() {
+        let members = [1, 2].map(crate::testing::blockd).into();
+        let layouts = Arc::new(Layouts::new(Layout { replicas: 2, min_sync: 1, members, ..Layout::default() }));
+        let hash = BlockHash::of(b"");
+        let [first, _] = layouts.places(&layouts.newest(), &hash)[..] else { panic!("there are two") };
+        let key = TicketKey::make(1, Timestamp::default());
+        let ticket = || vec![(hash, key.ticket(&KeyId::default(), &hash, (0, u32::MAX), Timestamp::default()))];
+        for all_refuse in [false, true] {
+            let daemons = Answering(move |blockd| {
+                let refuses = all_refuse || blockd == first.1;
+                ready(Ok(if refuses { BlockReply::TicketRefused } else { BlockReply::Content { block_len: 0 } }))
+            });
+            let tickets = Arc::new(Tickets::new(true));
+            let tasks = (TaskTracker::new(), CancellationToken::new());
+            let fetcher =
+                Fetcher::new(Arc::new(daemons), layouts.clone(), (1 << 20, None), (None, tickets.clone()), tasks);
+            assert_eq!(fetcher.fetch(hash).await, Err(FsError::AccessDenied), "there is none");
+            tickets.note(ticket());
+            let fetched = fetcher.fetch(hash).await;
+            assert_eq!(fetched, if all_refuse { Err(FsError::AccessDenied) } else { Ok(Bytes::new()) });
+        }
     }
 
     #[test]

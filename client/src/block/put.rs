@@ -1,8 +1,8 @@
 //! Storing blocks: down a chain of daemons, until enough of them have synced it (I9).
 
 use super::layout::{Holder, Layouts};
-use super::tickets::Tickets;
 use crate::network::Blockd;
+use crate::tickets::Tickets;
 use bytes::Bytes;
 use futures::future::select;
 use std::collections::BTreeSet;

@@ -122,7 +122,8 @@ impl Committer {
     /// # Errors
     /// Returns why the content stays.
     async fn commit_next(&self, file: &FileState, last: u64) -> Result<Result<(), FsError>, FsError> {
-        let plan = self.gather(file, last).await?;
+        let mut plan = self.gather(file, last).await?;
+        let mut is_first = true;
         let (answer, copy) = loop {
             let session = self.session.id();
             let (policy, copy) = self.policy(file, false).await?;
@@ -131,6 +132,11 @@ impl Committer {
             match self.session.first_until_answered(ops).await {
                 // I4: the session has ended meanwhile, and with it the inode number for a copy.
                 Err(FsError::Invalid) if self.session.id() != session => {}
+                // metad has other keys by now: what it could not check is sent again.
+                Err(FsError::NotPermitted) if is_first && self.session.tickets().are_needed() => {
+                    is_first = false;
+                    plan = self.gather(file, last).await?;
+                }
                 answer => break (answer, copy),
             }
         };

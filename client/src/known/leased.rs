@@ -4,13 +4,13 @@
 
 use super::held_locks::HeldLocks;
 use super::{Known, Mark};
-use crate::block::tickets::Tickets;
 use crate::error::unexpected_reply;
 use crate::meta::bounds::Bounds;
 use crate::meta::rpc::Rpc;
 use crate::meta::session::{
     Alive, Answer, BatchFailed, OnExpiry, Opened, SESSIONS_TRIED, Session, SessionOptions, SpareIno,
 };
+use crate::tickets::Tickets;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

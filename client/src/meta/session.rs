@@ -4,10 +4,12 @@
 
 use super::bounds::Bounds;
 use super::clock::LeaderClock;
+pub use super::opened::Opened;
+use super::opened::opened;
 use super::rpc::Rpc;
-use crate::block::tickets::Tickets;
 use crate::error::unexpected_reply;
 use crate::ordered::{Ordered, Rank};
+use crate::tickets::Tickets;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -128,18 +130,6 @@ impl From<FsError> for BatchFailed {
     }
 }
 
-/// What metad returns when a session is opened.
-pub struct Opened {
-    /// The block layout.
-    pub layout: Layout,
-    /// The session lives this long without a sign of life.
-    pub ttl: Duration,
-    /// The leader's clock.
-    pub now: Timestamp,
-    /// The client's bounds.
-    pub bounds: Bounds,
-}
-
 fn fresh(id: SessionId) -> Numbers {
     Numbers { id, last: BatchSeq(0), open: BTreeSet::new(), inos: (Ino(0), Ino(0)), spare: Vec::new() }
 }
@@ -257,6 +247,9 @@ impl Session {
             let request = MetaRequest::Submit { session: numbered.session, batch, receipts };
             match self.rpc.ask_for(&request, limit).await? {
                 MetaReply::Batch { reply, leased, delegated } => {
+                    if matches!(&reply, Err(OpFailed { error: FsError::NotPermitted, .. })) {
+                        self.tickets.forget_receipts(ops);
+                    }
                     let failed =
                         |failed: OpFailed| BatchFailed { error: failed.error, index: Some(failed.index as usize) };
                     return reply.map(|replies| CarriedOut { replies, leased, delegated }).map_err(failed);
@@ -437,15 +430,6 @@ pub enum Alive {
     },
     /// This session has expired.
     No(SessionId),
-}
-
-fn opened(reply: MetaReply) -> Result<(SessionId, Opened), Error> {
-    match reply {
-        MetaReply::Session { session, ttl_ms, layout, now, root, squash } => {
-            Ok((session, Opened { layout, ttl: Duration::from_millis(ttl_ms), now, bounds: Bounds { root, squash } }))
-        }
-        other => Err(Error::Malformed(format!("unexpected reply {other:?}"))),
-    }
 }
 
 fn unexpected(reply: &MetaReply) -> FsError {

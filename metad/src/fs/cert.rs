@@ -6,7 +6,7 @@
 //! renewed once it has ended, nor if an issuer has signed it: somebody may have its key who has no say any more.
 
 use super::view::{Kv, KvExt, View, decode_stored};
-use super::{audit, cert_keys, keys, token, trust};
+use super::{audit, cert_keys, keys, tickets, token, trust};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use wire::attr::Timestamp;
@@ -457,6 +457,11 @@ pub(super) fn revoke(view: &mut View, now: Timestamp, revoking: &Revoking) -> Ou
     }
     if may_be_operator(&revoked, &issued) {
         token::revoke_all(view);
+    }
+    // A client knows none. Whose a key or an issuer is, is not looked up.
+    let is_client = |revoked: &Revoked| matches!(revoked, Revoked::Name { role: Role::Client | Role::Admin, .. });
+    if !revoked.iter().all(is_client) {
+        tickets::forget(view);
     }
     for (key, one) in issued {
         if one.revoked.is_none() && revoked.iter().any(|revoked| one.is_covered(&key, revoked)) {

@@ -18,6 +18,12 @@ pub fn keys(kv: &dyn Kv) -> TicketKeys {
     kv.load(&key()).unwrap_or_default()
 }
 
+/// Forgets all keys: one who knew them is revoked. The leader makes another one within seconds; what they have signed is good for
+/// nothing any more.
+pub(super) fn forget(view: &mut View) {
+    view.delete(key());
+}
+
 /// `Command::AddTicketKey`. Answers `Stale` when another leader was first.
 pub(super) fn add(view: &mut View, new: &TicketKey) -> CommandReply {
     let mut known = keys(view);

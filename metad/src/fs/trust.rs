@@ -2,6 +2,7 @@
 //! what holds.
 
 use super::keys;
+use super::token;
 use super::view::{Kv, KvExt, View};
 use wire::limits::TRUST_STEPS_MAX;
 use wire::trust::{SignedTrust, Trust};
@@ -28,8 +29,13 @@ pub(super) fn add(view: &mut View, step: &SignedTrust) -> bool {
         // It may have been asked for before, of a leader that was lost before it could answer.
         return true;
     }
-    if next.version != last.map_or(0, |last| last.version) + 1 {
+    if next.version != last.as_ref().map_or(0, |last| last.version) + 1 {
         return false;
+    }
+    // Whoever had the old CA may have made some.
+    let is_finish = last.is_some_and(|last| last.is_rotating() && last.authorities.last() == next.authorities.last());
+    if is_finish && !next.is_rotating() {
+        token::revoke_all(view);
     }
     if next.is_rotating() {
         steps.clear();
@@ -49,9 +55,10 @@ mod tests {
     use super::*;
     use wire::attr::Timestamp;
     use wire::cert::{AuthorityId, KeyId, Term};
-    use wire::ids::MetadId;
+    use wire::ids::{MetadId, TokenId};
     use wire::message::cert::{RenewRefusal, Renewal};
-    use wire::tls::{ClusterCa, Identity, Role, Subject};
+    use wire::tls::{ClientGrant, ClusterCa, Identity, Role, Subject};
+    use wire::token::{NewToken, Secret};
 
     fn at(secs: i64) -> Timestamp {
         Timestamp { secs, nanos: 0 }
@@ -124,7 +131,13 @@ mod tests {
         assert_eq!(state.set(begun), CommandReply::Done);
         // Another operator was slower.
         assert_eq!(state.set(state.step(1, &[0], false)), CommandReply::Stale);
+        let (id, hash, grant) = (TokenId(1), Secret([1; 32]).hash(), ClientGrant::default());
+        let token =
+            NewToken { id, hash: hash.clone(), role: Role::Client, name: None, grant, uses: 9, valid_ms: 9_000_000 };
+        assert_eq!(state.apply(Command::CreateToken(token)), CommandReply::Done);
+        assert!(crate::fs::token::known(&state.kv, id, &hash).is_ok());
         assert_eq!(state.set(state.step(2, &[1], false)), CommandReply::Done);
+        assert!(crate::fs::token::known(&state.kv, id, &hash).is_err(), "a thief of the old CA may have made it");
         assert_eq!((steps(&state.kv).len(), trust(&state.kv).unwrap().version), (2, 2));
         assert_eq!(state.set(state.step(3, &[1, 0], false)), CommandReply::Done);
         assert_eq!((steps(&state.kv).len(), trust(&state.kv).unwrap().version), (1, 3));

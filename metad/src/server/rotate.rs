@@ -101,14 +101,18 @@ impl Server {
     async fn check_moved(&self, force: bool) -> Result<(), String> {
         let status = self.rotation_status().await;
         let newest = status.trust.newest();
-        let signs_below_another =
-            |issuer: &MetadIssuer| matches!(issuer, MetadIssuer::Of(authority) if Some(*authority) != newest);
-        let behind = status.issuers.iter().filter(|(_, issuer)| signs_below_another(issuer));
+        let is_behind = |issuer: &MetadIssuer| match issuer {
+            MetadIssuer::Of(authority) => Some(*authority) != newest,
+            MetadIssuer::None => false,
+            // It may have one of the older CA.
+            MetadIssuer::Unknown => true,
+        };
+        let behind = status.issuers.iter().filter(|(_, issuer)| is_behind(issuer));
         let behind: Vec<String> = behind.map(|(id, _)| format!("metad-{id}")).collect();
         if !behind.is_empty() {
             // It would sign nothing any more.
             return Err(format!(
-                "these metads have an issuer of the older CA: {}; make one of the new CA for each by `surf cluster issuer`, \
+                "these metads have an issuer of the older CA, or are not reached: {}; make one of the new CA for each by `surf cluster issuer`, \
                  and put it in the place of the older one",
                 behind.join(", ")
             ));

@@ -4,6 +4,7 @@ use super::Server;
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::{Command, Stamped, tickets};
+use crate::in_place::in_place;
 use std::collections::{HashMap, HashSet};
 use wire::FsError;
 use wire::attr::Timestamp;
@@ -22,7 +23,7 @@ use wire::tls::PeerIdentity;
 pub(super) async fn renew_key(shared: &Shared) -> Result<(), ProposeError> {
     let (known, now) = (tickets::keys(&**shared.consensus.state()), shared.clock.now());
     if known.is_due(now) {
-        let key = TicketKey::make(known.next_number(), now);
+        let key = TicketKey::make(known.next_number(now), now);
         // Another leader may have made one meanwhile, which is as good.
         shared.consensus.propose(Stamped { now, command: Command::AddTicketKey(key) }).await?;
     }
@@ -36,7 +37,7 @@ impl Server {
             && peer.subject.is_confined()
         {
             let keys = tickets::keys(&**self.shared.consensus.state());
-            *tickets = issue(&keys, &peer.certificate.key, answer, self.shared.clock.now());
+            *tickets = in_place(|| issue(&keys, &peer.certificate.key, answer, self.shared.clock.now()));
         }
         reply
     }
@@ -47,8 +48,9 @@ impl Server {
     /// The first operation that names one without a receipt.
     pub(super) fn check_receipts(&self, holder: &KeyId, receipts: &[Receipt], ops: &[Op]) -> Result<(), OpFailed> {
         let keys = tickets::keys(&**self.shared.consensus.state());
-        unproven(&keys, holder, receipts, ops)
-            .map_or(Ok(()), |index| Err(OpFailed { index: index as u32, error: FsError::NotPermitted }))
+        // There may be thousands.
+        let unproven = in_place(|| unproven(&keys, holder, receipts, ops));
+        unproven.map_or(Ok(()), |index| Err(OpFailed { index: index as u32, error: FsError::NotPermitted }))
     }
 }
 

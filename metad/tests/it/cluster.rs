@@ -33,6 +33,19 @@ pub(super) struct Cluster {
     admin: Endpoint,
 }
 
+/// The nodes stop before their directory goes: one that cannot write its log ends the process.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let stops = std::mem::take(&mut self.nodes).into_values().map(Node::stop);
+        let stopped = async { tokio::time::timeout(LIMIT, futures::future::join_all(stops)).await };
+        tokio::task::block_in_place(|| {
+            if tokio::runtime::Handle::current().block_on(stopped).is_err() {
+                eprintln!("a node did not stop");
+            }
+        });
+    }
+}
+
 pub(super) fn free_addr() -> SocketAddr {
     // The kernel chooses one, which is free again when the probe is dropped.
     let probe = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

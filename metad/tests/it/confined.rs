@@ -562,7 +562,7 @@ async fn a_confined_client_commits_no_block_that_it_has_not_sent_and_gets_ticket
     let mut owner = cluster.session().await;
     let tree = tree(&mut owner).await;
     let mut liar = Client::new(&cluster, "liar", (Some("/home"), Squash::None)).await;
-    let mut honest = Client::new(&cluster, "honest", (None, Squash::None)).await;
+    let honest = Client::new(&cluster, "honest", (None, Squash::None)).await;
     let commit = |base, number: u8| Op::Commit {
         ino: tree.inside,
         base: Version(base),
@@ -573,7 +573,7 @@ async fn a_confined_client_commits_no_block_that_it_has_not_sent_and_gets_ticket
         clear_privileges: false,
         policy: ConflictPolicy::Fail,
     };
-    honest.run(commit(1, 1)).await.unwrap();
+    owner.run(vec![commit(1, 1)]).await.unwrap();
     for number in [1, 2] {
         let refused = OpFailed { index: 0, error: FsError::NotPermitted };
         assert_eq!(liar.run(commit(2, number)).await, Err(refused));

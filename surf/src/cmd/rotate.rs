@@ -134,6 +134,9 @@ impl Rotate {
     }
 }
 
+/// Changes of the CA that an operator's bundle may have missed.
+const VERSIONS_AHEAD_MAX: u64 = 1_000;
+
 fn told_new(dir: &Path) -> String {
     format!(
         "now make an issuer for each metad with {}/{CA_FILE} by `surf cluster issuer`, and put it in the place of the old one: \
@@ -162,6 +165,11 @@ fn begin(bundle: &Bundle, dir: &Path, trust: &Trust, stolen: bool) -> Result<Opt
     let (Some(old), is_rotating) = (trust.authorities.first(), trust.is_rotating()) else {
         bail!("metad named no CA");
     };
+    check_named(&bundle.identity, trust)?;
+    if is_rotating && trust.remembered_only != stolen {
+        let begun = if stolen { "without" } else { "with" };
+        bail!("this change was begun {begun} --stolen: --abort it first, and begin anew in another directory");
+    }
     if is_rotating && trust.authorities.last() != Some(&cert) {
         bail!("another CA is about to take the place of the old one: --finish or --abort that first");
     }
@@ -190,6 +198,23 @@ fn begin(bundle: &Bundle, dir: &Path, trust: &Trust, stolen: bool) -> Result<Opt
     Ok(Some(bundle.identity.sign_trust(&next, Some(&other))?))
 }
 
+/// Checks what a metad says before it is signed: a metad that lies would have its own CA, or an end of all changes, signed.
+fn check_named(own: &Identity, trust: &Trust) -> Result<()> {
+    if trust.authorities.first().is_none_or(|old| old.as_slice() != own.ca()) {
+        bail!(
+            "the metad names another CA than that of your bundle as the one in use: ask another metad, or use a newer bundle"
+        );
+    }
+    if trust.version > own.trust().version.saturating_add(VERSIONS_AHEAD_MAX) {
+        bail!(
+            "the metad says that the CA was changed {} times, and your bundle knows of {}: ask another metad",
+            trust.version,
+            own.trust().version
+        );
+    }
+    Ok(())
+}
+
 /// Makes the step that leaves one CA. Returns none if there is no more than one.
 fn end(own: &Identity, trust: &Trust, finish: bool) -> Result<Option<SignedTrust>> {
     let [old, new] = trust.authorities.as_slice() else {
@@ -202,6 +227,12 @@ fn end(own: &Identity, trust: &Trust, finish: bool) -> Result<Option<SignedTrust
     let (left, which) = if finish { (new, "new") } else { (old, "old") };
     if left.as_slice() != own.ca() {
         bail!("this needs an operator's bundle of the {which} CA, for the other one is refused afterwards");
+    }
+    if trust.version > own.trust().version.saturating_add(VERSIONS_AHEAD_MAX) {
+        bail!(
+            "the metad says that the CA was changed {} times: ask another metad, or use a newer bundle",
+            trust.version
+        );
     }
     let next = Trust { version: trust.version + 1, authorities: vec![left.clone()], ..trust.clone() };
     Ok(Some(own.sign_trust(&next, None)?))

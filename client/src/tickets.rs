@@ -3,7 +3,7 @@
 
 use crate::ordered::{Ordered, Rank};
 use lru::LruCache;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,17 +14,55 @@ use wire::limits::TICKET_LIFE_SECS;
 use wire::op::Op;
 use wire::ticket::{Receipt, Ticket};
 
-/// Blocks of which tickets are remembered, and likewise receipts.
-const BLOCKS_MAX: usize = 1 << 16;
-/// Tickets of one block that are remembered: the newest.
-const TICKETS_OF_BLOCK_MAX: usize = 64;
+/// Tickets that are remembered, and likewise receipts: a page of extents has 4,096, which may all be of one block.
+const TICKETS_MAX: usize = 1 << 17;
+/// Tickets that begin before what is looked for, and are looked at: parts hardly overlap.
+const LOOKED_AT_MAX: usize = 64;
 /// A ticket is used for this long: some time before it ends, so that a request that waits does not come too late.
 const USED_FOR: Duration = Duration::from_secs(TICKET_LIFE_SECS as u64 / 2);
+
+/// The tickets of one block, by their parts, with the time at which they came.
+type OfBlock = BTreeMap<(u32, u32), (Ticket, Instant)>;
+
+/// The tickets of all blocks.
+struct OfBlocks {
+    blocks: LruCache<BlockHash, OfBlock>,
+    count: usize,
+}
+
+impl OfBlocks {
+    fn add(&mut self, hash: BlockHash, ticket: Ticket, now: Instant) {
+        let of_block = self.blocks.get_or_insert_mut(hash, BTreeMap::new);
+        let is_new = of_block.insert((ticket.offset, ticket.len), (ticket, now)).is_none();
+        self.count += usize::from(is_new);
+        while self.count > TICKETS_MAX && self.blocks.len() > 1 {
+            self.count -= self.blocks.pop_lru().map_or(0, |(_, of_block)| of_block.len());
+        }
+    }
+
+    fn find(&mut self, hash: &BlockHash, offset: u32, len: u32) -> Option<Ticket> {
+        let end = u64::from(offset) + u64::from(len);
+        let of_block = self.blocks.get(hash)?;
+        let whole = of_block.get(&(0, u32::MAX));
+        let before = of_block.range(..=(offset, u32::MAX)).rev().take(LOOKED_AT_MAX).map(|(_, known)| known);
+        let mut covering = whole.into_iter().chain(before).filter(|(ticket, _)| end <= ticket.range().end);
+        covering.find(|(_, since)| since.elapsed() < USED_FOR).map(|(ticket, _)| *ticket)
+    }
+
+    fn forget(&mut self, hash: &BlockHash, ticket: &Ticket) {
+        if let Some(of_block) = self.blocks.get_mut(hash)
+            && of_block.get(&(ticket.offset, ticket.len)).is_some_and(|(known, _)| known == ticket)
+        {
+            of_block.remove(&(ticket.offset, ticket.len));
+            self.count -= 1;
+        }
+    }
+}
 
 /// The tickets and receipts that this client has.
 pub struct Tickets {
     are_needed: AtomicBool,
-    tickets: Ordered<LruCache<BlockHash, Vec<(Ticket, Instant)>>>,
+    tickets: Ordered<OfBlocks>,
     receipts: Ordered<LruCache<BlockHash, Receipt>>,
 }
 
@@ -32,10 +70,10 @@ impl Tickets {
     /// Begins without any.
     #[must_use]
     pub fn new(are_needed: bool) -> Self {
-        let most = NonZeroUsize::new(BLOCKS_MAX).expect("not zero");
+        let most = NonZeroUsize::new(TICKETS_MAX).expect("not zero");
         Self {
             are_needed: AtomicBool::new(are_needed),
-            tickets: Ordered::new(Rank::Leaf, LruCache::new(most)),
+            tickets: Ordered::new(Rank::Leaf, OfBlocks { blocks: LruCache::new(most), count: 0 }),
             receipts: Ordered::new(Rank::Leaf, LruCache::new(most)),
         }
     }
@@ -54,24 +92,19 @@ impl Tickets {
         self.are_needed.store(true, Ordering::Relaxed);
         let (mut tickets, now) = (self.tickets.lock(), Instant::now());
         for (hash, ticket) in new {
-            let of_block = tickets.get_or_insert_mut(hash, Vec::new);
-            of_block.retain(|(old, since)| old.range() != ticket.range() && since.elapsed() < USED_FOR);
-            if of_block.len() >= TICKETS_OF_BLOCK_MAX {
-                of_block.remove(0);
-            }
-            of_block.push((ticket, now));
+            tickets.add(hash, ticket, now);
         }
     }
 
     /// Returns a ticket for bytes of a block, if there is one that lasts.
     #[must_use]
     pub fn find(&self, hash: &BlockHash, offset: u32, len: u32) -> Option<Ticket> {
-        let mut tickets = self.tickets.lock();
-        let end = u64::from(offset) + u64::from(len);
-        let covers = |ticket: &Ticket| ticket.range().start <= u64::from(offset) && end <= ticket.range().end;
-        let of_block = tickets.get(hash)?.iter();
-        let mut good = of_block.filter(|(ticket, since)| covers(ticket) && since.elapsed() < USED_FOR);
-        good.next_back().map(|(ticket, _)| *ticket)
+        self.tickets.lock().find(hash, offset, len)
+    }
+
+    /// Forgets a ticket that a block daemon has refused.
+    pub fn forget(&self, hash: &BlockHash, ticket: &Ticket) {
+        self.tickets.lock().forget(hash, ticket);
     }
 
     /// Takes the receipt for a block.
@@ -84,6 +117,13 @@ impl Tickets {
     #[must_use]
     pub fn lack_receipt(&self, hash: &BlockHash) -> bool {
         self.are_needed() && !self.receipts.lock().contains(hash)
+    }
+
+    /// Forgets the receipts for the blocks that operations name: metad has refused some.
+    pub fn forget_receipts(&self, ops: &[Op]) {
+        for receipt in self.receipts_for(ops) {
+            self.receipts.lock().pop(&receipt.hash);
+        }
     }
 
     /// Returns the receipts for the blocks that operations name.
@@ -136,8 +176,16 @@ mod tests {
         assert_eq!(find(10, 10), None);
         tickets.note(vec![(HASH, ticket((10, 10)))]);
         assert_eq!(find(10, 10), Some(10));
-        (0..1_000).for_each(|n| tickets.note(vec![(HASH, ticket((n * 10, 1)))]));
-        assert_eq!(tickets.tickets.lock().get(&HASH).unwrap().len(), TICKETS_OF_BLOCK_MAX);
-        assert_eq!(find(9_990, 1), Some(9_990));
+        // As many as a listing has may be of one block.
+        tickets.note((0..5_000).map(|n| (HASH, ticket((1_000 + n * 10, 1)))).collect());
+        assert_eq!((find(1_000, 1), find(50_990, 1), find(1_005, 1)), (Some(1_000), Some(50_990), None));
+        tickets.note(vec![(HASH, ticket((0, u32::MAX)))]);
+        assert_eq!((find(1_005, 1), find(0, u32::MAX)), (Some(0), Some(0)));
+        tickets.forget(&HASH, &tickets.find(&HASH, 0, u32::MAX).unwrap());
+        assert_eq!(find(1_005, 1), None);
+        let other = |n: u32| BlockHash([n.to_le_bytes(); 8].concat().try_into().unwrap());
+        tickets.note((0..2 * TICKETS_MAX as u32).map(|n| (other(n), ticket((0, 1)))).collect());
+        assert!(tickets.tickets.lock().count <= TICKETS_MAX);
+        assert_eq!(find(1_000, 1), None, "it was not used for the longest time");
     }
 }
