@@ -93,9 +93,11 @@ impl Node {
         let identity = own_identity::latest(config.identity.clone(), &config.data_dir);
         let (listen, identity, runtime) = (config.listen, &identity, Handle::current());
         // Without an issuer, there is nothing that a newcomer could get.
-        let endpoint = match config.issuer_file {
-            Some(_) => Endpoint::bind_for_newcomers(listen, identity, runtime)?,
-            None => Endpoint::bind_within(listen, identity, runtime)?,
+        let has_issuer = config.issuer.is_some() || config.issuer_file.is_some();
+        let endpoint = if has_issuer {
+            Endpoint::bind_for_newcomers(listen, identity, runtime)?
+        } else {
+            Endpoint::bind_within(listen, identity, runtime)?
         };
         Self::start_in(data_dir, config, endpoint).await
     }

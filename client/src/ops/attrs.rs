@@ -97,7 +97,7 @@ impl Client {
         let (client, file) = (self.arc(), file.clone());
         let changed = self
             .work
-            .to_its_end(trace::carried(async move {
+            .to_its_end(trace::carried(Box::pin(async move {
                 // Before the flush lock: sending the file's content to metad takes that lock, too.
                 let _barred = client.order.bar([file.ino()]).await?;
                 let _one = file.begin_flush().await;
@@ -115,7 +115,7 @@ impl Client {
                     client.open_files.forget_if_idle(&file);
                 }
                 Ok(file.overlaid(attr))
-            }))
+            })))
             .await;
         caller.answered = changed.is_ok();
         changed

@@ -152,20 +152,19 @@ impl Client {
         }
         let (client, name) = (self.arc(), name.to_vec());
         // This runs to its end: nobody may open the inode meanwhile.
-        self.work
-            .to_its_end(trace::carried(async move {
-                let _barred = client.order.bar([parent]).await?;
-                let vouched = client.vouch(parent, &name);
-                let released = vouched.as_ref().map(Vouched::ino);
-                let reply = client.session.one(Op::Unlink { parent, name: name.clone(), released }).await?;
-                drop(vouched);
-                client.known.forget_place(parent, &name);
-                if let OpReply::Removed { attr, orphaned: true } = reply {
-                    client.open_files.retain_or_release(&[attr.ino]).await;
-                }
-                Ok(())
-            }))
-            .await
+        let removing = Box::pin(async move {
+            let _barred = client.order.bar([parent]).await?;
+            let vouched = client.vouch(parent, &name);
+            let released = vouched.as_ref().map(Vouched::ino);
+            let reply = client.session.one(Op::Unlink { parent, name: name.clone(), released }).await?;
+            drop(vouched);
+            client.known.forget_place(parent, &name);
+            if let OpReply::Removed { attr, orphaned: true } = reply {
+                client.open_files.retain_or_release(&[attr.ino]).await;
+            }
+            Ok(())
+        });
+        self.work.to_its_end(trace::carried(removing)).await
     }
 
     /// Removes an empty directory.
@@ -202,7 +201,7 @@ impl Client {
             return Ok(());
         }
         let (client, name, new_name) = (self.arc(), name.to_vec(), new_name.to_vec());
-        let moving = async move { client.rename_there((parent, name), (new_parent, new_name), mode).await };
+        let moving = Box::pin(async move { client.rename_there((parent, name), (new_parent, new_name), mode).await });
         self.work.to_its_end(trace::carried(moving)).await
     }
 

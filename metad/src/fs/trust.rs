@@ -58,7 +58,7 @@ mod tests {
     use wire::ids::{MetadId, TokenId};
     use wire::message::cert::{RenewRefusal, Renewal};
     use wire::tls::{ClientGrant, ClusterCa, Identity, Role, Subject};
-    use wire::token::{NewToken, Secret};
+    use wire::token::{NewToken, Secret, TokenState};
 
     fn at(secs: i64) -> Timestamp {
         Timestamp { secs, nanos: 0 }
@@ -132,12 +132,12 @@ mod tests {
         // Another operator was slower.
         assert_eq!(state.set(state.step(1, &[0], false)), CommandReply::Stale);
         let (id, hash, grant) = (TokenId(1), Secret([1; 32]).hash(), ClientGrant::default());
-        let token =
-            NewToken { id, hash: hash.clone(), role: Role::Client, name: None, grant, uses: 9, valid_ms: 9_000_000 };
+        let token = NewToken { id, hash, role: Role::Client, name: None, grant, uses: 9, valid_ms: 9_000_000 };
         assert_eq!(state.apply(Command::CreateToken(token)), CommandReply::Done);
-        assert!(crate::fs::token::known(&state.kv, id, &hash).is_ok());
+        let state_of = |kv: &MemoryKv| crate::fs::token::list(kv, at(1_000))[0].state;
+        assert_eq!(state_of(&state.kv), TokenState::Valid);
         assert_eq!(state.set(state.step(2, &[1], false)), CommandReply::Done);
-        assert!(crate::fs::token::known(&state.kv, id, &hash).is_err(), "a thief of the old CA may have made it");
+        assert_eq!(state_of(&state.kv), TokenState::Revoked, "a thief of the old CA may have made it");
         assert_eq!((steps(&state.kv).len(), trust(&state.kv).unwrap().version), (2, 2));
         assert_eq!(state.set(state.step(3, &[1, 0], false)), CommandReply::Done);
         assert_eq!((steps(&state.kv).len(), trust(&state.kv).unwrap().version), (1, 3));

@@ -112,7 +112,7 @@ impl Server {
         if !behind.is_empty() {
             // It would sign nothing any more.
             return Err(format!(
-                "these metads have an issuer of the older CA, or are not reached: {}; make one of the new CA for each by `surf cluster issuer`, \
+                "these metads are not reached, or have an issuer of the older CA: {}; make one of the new CA for each by `surf cluster issuer`, \
                  and put it in the place of the older one",
                 behind.join(", ")
             ));
