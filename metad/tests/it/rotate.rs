@@ -252,7 +252,11 @@ impl Worker {
                     Ok((MetaReply::NotLeader { .. }, _)) => {}
                     Ok((reply, _)) => return reply,
                     Err(Error::NotSent { .. } | Error::Unanswered { .. } | Error::Busy { .. }) => {}
-                    Err(error) => panic!("a client at work was refused: {error}"),
+                    Err(error) => {
+                        let own = self.endpoint.identity();
+                        let below = own.certificate().authority;
+                        panic!("a client at work, below {below} and with {:?}, was refused: {error}", own.trust().ids())
+                    }
                 }
             }
             assert!(started.elapsed() < LIMIT, "nobody answers");
