@@ -46,6 +46,11 @@ impl Drop for Cluster {
     }
 }
 
+/// A request for a session.
+pub(super) fn opening(caches: bool, resumes: Option<SessionId>, token: Option<u64>) -> MetaRequest {
+    MetaRequest::OpenSession { host: "h".to_owned(), purpose: "t".to_owned(), caches, resumes, token }
+}
+
 pub(super) fn free_addr() -> SocketAddr {
     // The kernel chooses one, which is free again when the probe is dropped.
     let probe = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -193,13 +198,7 @@ impl Cluster {
     pub(super) async fn session(&self) -> Session<'_> {
         let started = Instant::now();
         loop {
-            let request = MetaRequest::OpenSession {
-                host: "h".to_owned(),
-                purpose: "t".to_owned(),
-                caches: false,
-                resumes: None,
-                token: None,
-            };
+            let request = opening(false, None, None);
             if let MetaReply::Session { session, .. } = self.ask(request).await {
                 let mut session = Session { cluster: self, id: session, seq: 0, next: Ino(0) };
                 match session.run(vec![Op::LeaseInos { count: 4096 }]).await {

@@ -1,7 +1,7 @@
 //! Confined clients that lie: whatever they name in whichever message, they get nothing across the border of their subtree,
 //! and disturb nobody there.
 
-use super::cluster::{Cluster, LIMIT, Session};
+use super::cluster::{Cluster, LIMIT, Session, opening};
 use super::hostile::{leading, opened};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -416,14 +416,8 @@ async fn a_session_is_confined_to_where_its_path_leads_once_others_have_sent_wha
     let (_, _, delegated) = holder.read(Read::GetAttr { ino: Ino::ROOT }).await;
     assert!(delegated.contains(&Ino::ROOT));
     let confined = endpoint(&cluster, "confined", (Some("/home"), Squash::None));
-    let opening = MetaRequest::OpenSession {
-        host: "h".to_owned(),
-        purpose: "t".to_owned(),
-        caches: false,
-        resumes: None,
-        token: None,
-    };
-    let (opened, ()) = tokio::join!(cluster.ask_as(&confined, &opening), async {
+    let request = opening(false, None, None);
+    let (opened, ()) = tokio::join!(cluster.ask_as(&confined, &request), async {
         let Some(MetaEvent::Share { seq, inos }) = holder.next_event().await else { panic!("nobody asked") };
         assert_eq!(inos, [Ino::ROOT]);
         let exchange = rename((Ino::ROOT, "home"), (Ino::ROOT, "elsewhere"), RenameMode::Exchange);
@@ -441,17 +435,11 @@ async fn a_session_is_of_one_certificate_with_its_bounds_and_needs_a_subtree_tha
     let cluster = Cluster::start(1).await;
     let mut owner = cluster.session().await;
     let tree = tree(&mut owner).await;
-    let opening = || MetaRequest::OpenSession {
-        host: "h".to_owned(),
-        purpose: "t".to_owned(),
-        caches: false,
-        resumes: None,
-        token: None,
-    };
+    let request = || opening(false, None, None);
     let absent = endpoint(&cluster, "absent", (Some("/absent"), Squash::None));
-    assert!(matches!(cluster.ask_as(&absent, &opening()).await, MetaReply::Failed(FsError::NotFound)));
+    assert!(matches!(cluster.ask_as(&absent, &request()).await, MetaReply::Failed(FsError::NotFound)));
     let confined = endpoint(&cluster, "one", (Some("/home"), Squash::All { uid: 5, gid: 6 }));
-    match cluster.ask_as(&confined, &opening()).await {
+    match cluster.ask_as(&confined, &request()).await {
         MetaReply::Session { root, squash, .. } => {
             assert_eq!((root, squash), (tree.home, Squash::All { uid: 5, gid: 6 }));
         }
@@ -466,13 +454,7 @@ async fn a_session_is_of_one_certificate_with_its_bounds_and_needs_a_subtree_tha
     };
     let stolen = cluster.ask_as(&confined, &read(of_free, tree.outside)).await;
     assert!(matches!(stolen, MetaReply::Failed(FsError::SessionExpired)), "{stolen:?}");
-    let resuming = MetaRequest::OpenSession {
-        host: "h".to_owned(),
-        purpose: "t".to_owned(),
-        caches: false,
-        resumes: Some(of_free),
-        token: None,
-    };
+    let resuming = opening(false, Some(of_free), None);
     cluster.ask_as(&confined, &resuming).await;
     let kept = cluster.ask_as(&free, &read(of_free, tree.outside)).await;
     assert!(matches!(kept, MetaReply::Read { answer: Ok(_), .. }), "{kept:?}");
@@ -539,18 +521,12 @@ async fn an_opening_that_is_asked_for_again_disturbs_nobody_again() {
     tree(&mut owner).await;
     let _company = company(&cluster).await;
     let confined = endpoint(&cluster, "confined", (Some("/home"), Squash::None));
-    let opening = MetaRequest::OpenSession {
-        host: "h".to_owned(),
-        purpose: "t".to_owned(),
-        caches: true,
-        resumes: None,
-        token: Some(77),
-    };
-    let MetaReply::Session { session: first, .. } = cluster.ask_as(&confined, &opening).await else { panic!() };
+    let request = opening(true, None, Some(77));
+    let MetaReply::Session { session: first, .. } = cluster.ask_as(&confined, &request).await else { panic!() };
     let mut holder = Client::new(&cluster, "holder", (None, Squash::None)).await;
     let (_, _, delegated) = holder.read(Read::GetAttr { ino: Ino::ROOT }).await;
     assert!(delegated.contains(&Ino::ROOT));
-    let MetaReply::Session { session: second, .. } = cluster.ask_as(&confined, &opening).await else { panic!() };
+    let MetaReply::Session { session: second, .. } = cluster.ask_as(&confined, &request).await else { panic!() };
     assert_eq!(second, first);
     let disturbed = holder.next_event().await;
     assert!(disturbed.is_none(), "{disturbed:?}");

@@ -1,6 +1,6 @@
 //! A new CA takes the place of the old one.
 
-use super::cluster::{Cluster, LIMIT, config, free_addr};
+use super::cluster::{Cluster, LIMIT, config, free_addr, opening};
 use super::tokens::{all, new};
 use metad::Node;
 use std::collections::BTreeMap;
@@ -271,9 +271,9 @@ impl Worker {
     }
 
     async fn work(&self) {
-        let (host, purpose) = ("h".to_owned(), "t".to_owned());
-        let opening = MetaRequest::OpenSession { host, purpose, caches: false, resumes: None, token: Some(7) };
-        let MetaReply::Session { session, .. } = self.ask(&opening).await else { panic!("no session") };
+        let MetaReply::Session { session, .. } = self.ask(&opening(false, None, Some(7))).await else {
+            panic!("no session")
+        };
         while !self.stops.load(Ordering::Relaxed) {
             match self.ask(&MetaRequest::KeepAlive { session, epoch: LayoutEpoch(0) }).await {
                 MetaReply::Alive { .. } => self.answers.fetch_add(1, Ordering::Relaxed),
@@ -363,14 +363,7 @@ async fn a_new_ca_takes_the_place_of_the_old_one_while_a_client_works_and_leader
     let enrolled = enroll(&old_token, &NewKey::generate().unwrap(), "laptop", LIMIT).await.unwrap().identity;
     assert_eq!((enrolled.certificate().authority, enrolled.trust().version), (newest, 1));
     // One with a session holds the finish up, unless it is forced.
-    let opening = MetaRequest::OpenSession {
-        host: "h".to_owned(),
-        purpose: "t".to_owned(),
-        caches: false,
-        resumes: None,
-        token: Some(8),
-    };
-    changing.cluster.ask_as(&stays, &opening).await;
+    changing.cluster.ask_as(&stays, &opening(false, None, Some(8))).await;
     let refused = changing.failed(1, changing.finished(), false).await;
     assert!(refused.contains("client stays") && refused.contains("--force"), "{refused}");
     let refused = changing.failed(0, changing.finished(), true).await;

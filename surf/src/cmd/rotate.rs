@@ -205,11 +205,16 @@ fn check_named(own: &Identity, trust: &Trust) -> Result<()> {
             "the metad names another CA than that of your bundle as the one in use: ask another metad, or use a newer bundle"
         );
     }
-    if trust.version > own.trust().version.saturating_add(VERSIONS_AHEAD_MAX) {
+    check_version(own, trust)
+}
+
+/// Checks that a metad does not make up so many changes that there can be no further ones.
+fn check_version(own: &Identity, trust: &Trust) -> Result<()> {
+    let (said, known) = (trust.version, own.trust().version);
+    if said > known.saturating_add(VERSIONS_AHEAD_MAX) {
         bail!(
-            "the metad says that the CA was changed {} times, and your bundle knows of {}: ask another metad",
-            trust.version,
-            own.trust().version
+            "the metad says that the CA was changed {said} times, and your bundle knows of {known}: ask another metad, or use a \
+             newer bundle"
         );
     }
     Ok(())
@@ -228,12 +233,7 @@ fn end(own: &Identity, trust: &Trust, finish: bool) -> Result<Option<SignedTrust
     if left.as_slice() != own.ca() {
         bail!("this needs an operator's bundle of the {which} CA, for the other one is refused afterwards");
     }
-    if trust.version > own.trust().version.saturating_add(VERSIONS_AHEAD_MAX) {
-        bail!(
-            "the metad says that the CA was changed {} times: ask another metad, or use a newer bundle",
-            trust.version
-        );
-    }
+    check_version(own, trust)?;
     let next = Trust { version: trust.version + 1, authorities: vec![left.clone()], ..trust.clone() };
     Ok(Some(own.sign_trust(&next, None)?))
 }
@@ -311,4 +311,31 @@ fn as_value(status: &RotationStatus) -> serde_json::Value {
         "issuers": issuers.iter().map(issuer).collect::<Vec<_>>(),
         "old": unmoved.iter().map(one).collect::<Vec<_>>(), "left_out": left_out,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_signed_for_a_metad_that_makes_up_the_ca_in_use_or_the_number_of_changes() {
+        let [ca, other] = ["a", "b"].map(|name| ClusterCa::create(name).unwrap());
+        let own = ca.issue(&Subject::new(Role::Admin, "admin")).unwrap();
+        let said = |version, of: &ClusterCa| Trust {
+            version,
+            authorities: vec![of.cert().unwrap()],
+            ..Trust::original(own.cluster_id())
+        };
+        let bundle = Bundle { cluster: "a".to_owned(), metads: Vec::new(), identity: own.clone() };
+        let dir = tempfile::tempdir().unwrap();
+        for (number, trust) in [said(0, &other), said(VERSIONS_AHEAD_MAX + 1, &ca)].into_iter().enumerate() {
+            let new = dir.path().join(number.to_string());
+            assert!(begin(&bundle, &new, &trust, false).is_err());
+        }
+        assert!(begin(&bundle, &dir.path().join("new"), &said(0, &ca), false).unwrap().is_some());
+        let both =
+            |version| Trust { authorities: vec![other.cert().unwrap(), ca.cert().unwrap()], ..said(version, &ca) };
+        assert!(end(&own, &both(VERSIONS_AHEAD_MAX + 1), true).is_err());
+        assert!(end(&own, &both(1), true).unwrap().is_some());
+    }
 }
