@@ -3,7 +3,8 @@
 //! - `socket` is the UDP socket, its TLS and transport settings, and the thread that drives it, on which `driver` runs
 //!   quinn's tasks; [`endpoint`] calls and answers by the socket, and remembers peers.
 //! - `credentials` are what the node shows of itself, and `standing` has the connections that end with a certificate.
-//! - [`peer`] is the calling side: a connection made when needed, requests with deadlines.
+//! - [`peer`] is the calling side, a connection made when needed; [`request`] has requests with deadlines, and streams of
+//!   events.
 //! - [`serve`] is the answering side, `admission` decides who gets a handshake, and `budget` what a connection may use.
 //! - [`renew`] is how a node has its certificate renewed, and `trial` looks whether a renewed one is let in.
 //! - [`enroll`] is how a newcomer without a certificate asks for one; `strangers` answers it, within narrow bounds.
@@ -24,6 +25,7 @@ mod events;
 mod newcomer_tests;
 pub mod peer;
 pub mod renew;
+pub mod request;
 #[cfg(test)]
 mod rotation_tests;
 pub mod serve;
@@ -38,5 +40,6 @@ mod trial;
 pub use budget::Held;
 pub use endpoint::Endpoint;
 pub use events::EventSender;
-pub use peer::{EventReceiver, OutgoingRequest, Peer};
+pub use peer::Peer;
+pub use request::{EventReceiver, OutgoingRequest};
 pub use serve::{Incoming, ServerHandle, Service};

@@ -1,25 +1,18 @@
-//! The calling side: a peer, its connection, and requests with deadlines.
-//!
-//! What a caller may do after a failure depends on how far the request came. A failure is [`Error::NotSent`] until the
-//! first byte was passed to the connection, and [`Error::Unanswered`] afterwards.
+//! The calling side: a peer and its connection.
 
 use super::socket::{Socket, VERSIONS};
 use super::standing::{DISTRUSTED, ENDED, REVOKED};
-use super::stream::{payload_len, read_exactly, read_tail, take_end, write_frame, write_payload};
+use crate::Error;
 use crate::attr::Timestamp;
 use crate::buffers::Pool;
 use crate::cert::{AuthorityId, Certificate};
-use crate::frame::{REPLY_HEADER, ReplyHeader, ReplyKind, RequestHeader};
-use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX, REFUSAL_BYTES_MAX};
+use crate::frame::ReplyKind;
+use crate::limits::REFUSAL_BYTES_MAX;
 use crate::retry::Backoff;
 use crate::subject::subject_of;
 use crate::tls::{Role, Subject};
-use crate::{Error, codec, trace};
-use bytes::{Bytes, BytesMut};
 use quinn::{ConnectionError, TransportErrorCode};
 use rustls::pki_types::CertificateDer;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -30,10 +23,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// First and longest pause between handshakes with a peer that does not answer.
 const RECONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
-/// An event stream that cannot be opened in this time has failed.
-const EVENTS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Events are taken from the connection in portions of this size.
-const EVENT_BUFFER_BYTES: usize = 64 << 10;
 /// TLS alerts by which a peer's certificate is refused: bad_certificate, unknown_ca, decrypt_error (RFC 8446 §6).
 const CERTIFICATE_ALERTS: [u8; 3] = [42, 48, 51];
 /// TLS alert no_application_protocol (RFC 7301 §3.2): no common version.
@@ -66,11 +55,16 @@ struct Link {
     backoff: Backoff,
 }
 
+/// A connection, and how often our identity had been replaced when it was made.
+#[derive(Clone)]
+pub(super) struct Via {
+    pub(super) connection: quinn::Connection,
+    generation: u64,
+}
+
 /// A connection that stands.
 struct Live {
-    connection: quinn::Connection,
-    /// How often our identity had been replaced when it was made.
-    generation: u64,
+    via: Via,
     /// Whom it leads to.
     subject: Subject,
     certificate: Certificate,
@@ -86,8 +80,8 @@ impl Live {
         if version != self.looked_up && !self.leave_if_revoked(socket) {
             self.looked_up = version;
         }
-        self.connection.close_reason().is_none()
-            && self.generation == socket.credentials().generation()
+        self.via.connection.close_reason().is_none()
+            && self.via.generation == socket.credentials().generation()
             && !self.certificate.has_ended(Timestamp::now())
     }
 
@@ -95,7 +89,7 @@ impl Live {
     fn leave_if_revoked(&self, socket: &Socket) -> bool {
         let is_refused = socket.refusals().refuse(&self.subject, &self.certificate);
         if is_refused {
-            self.connection.close(0_u32.into(), b"the certificate of this server was revoked");
+            self.via.connection.close(0_u32.into(), b"the certificate of this server was revoked");
         }
         is_refused
     }
@@ -119,85 +113,15 @@ impl Peer {
         Arc::strong_count(&self.shared) > 1
     }
 
-    /// Asks, and waits for the answer: its decoded head and its payload.
-    ///
-    /// Dropping the future abandons the request; the peer may carry it out all the same.
-    ///
-    /// # Errors
-    /// [`Error::NotSent`] when the peer was not reached, [`Error::Unanswered`] when it is unknown whether the request was
-    /// carried out, [`Error::Refused`] when it was refused, [`Error::Malformed`] when the request is too large to send or
-    /// the answer does not decode, or why no connection can ever be made.
-    pub async fn request<Q, R>(&self, head: &Q, payload: &[Bytes], deadline: Duration) -> Result<(R, Bytes), Error>
-    where
-        Q: Serialize + Sync + ?Sized,
-        R: DeserializeOwned,
-    {
-        let mut request = self.open_request(head, payload_len(payload), deadline).await?;
-        for part in payload {
-            request.write(part.clone()).await?;
-        }
-        request.finish().await
-    }
-
-    /// Begins a request whose payload of `payload_len` bytes is written piece by piece. The deadline holds for all of
-    /// it, the answer included.
-    ///
-    /// # Errors
-    /// As [`Peer::request`].
-    pub async fn open_request<Q: Serialize + Sync + ?Sized>(
-        &self,
-        head: &Q,
-        payload_len: u32,
-        deadline: Duration,
-    ) -> Result<OutgoingRequest, Error> {
-        let expires_at = Instant::now() + deadline;
-        let head = codec::encode(head);
-        if head.len() > HEAD_BYTES_MAX || payload_len as usize > PAYLOAD_BYTES_MAX {
-            return Err(Error::Malformed(format!("a request of {} + {payload_len} bytes is too large", head.len())));
-        }
-        let header = RequestHeader {
-            deadline_ms: u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX),
-            request_id: trace::current_id().unwrap_or_else(trace::fresh_id),
-            head_len: head.len() as u32,
-            payload_len,
-        };
-        let opening = async {
-            let connection = self.connection().await?;
-            let opened = connection.open_bi().await;
-            let (send, recv) = opened.map_err(|error| self.judged(&error).unwrap_or_else(|| self.not_sent(error)))?;
-            Ok((connection, send, recv))
-        };
-        let opened = timeout_at(expires_at, opening).await;
-        let (connection, send, recv) = opened.unwrap_or_else(|_| Err(self.not_sent("deadline expired")))?;
-        let payload_left = payload_len as usize;
-        let mut request = OutgoingRequest { peer: self.clone(), connection, send, recv, payload_left, expires_at };
-        let header = header.encode();
-        let writing = write_frame(&mut request.send, &header, &head, &[]);
-        let written = timeout_at(expires_at, writing).await;
-        request.peer.written(written).map_err(|error| request.peer.explained(&request.connection, error))?;
-        Ok(request)
-    }
-
-    /// Opens a stream of events.
-    ///
-    /// # Errors
-    /// As [`Peer::request`].
-    pub async fn open_events<Q: Serialize + Sync + ?Sized>(&self, head: &Q) -> Result<EventReceiver, Error> {
-        let mut request = self.open_request(head, 0, EVENTS_TIMEOUT).await?;
-        let _ = request.send.finish();
-        let OutgoingRequest { peer, connection, recv, .. } = request;
-        Ok(EventReceiver { peer, connection, recv, buffered: BytesMut::new() })
-    }
-
     /// Returns the connection, made now if none lives. Callers wait for one handshake together. During the backoff
     /// after a failed one, all get its error at once: a dead peer costs nobody a queue of timeouts.
-    pub(super) async fn connection(&self) -> Result<quinn::Connection, Error> {
+    pub(super) async fn via(&self) -> Result<Via, Error> {
         let mut link = self.shared.link.lock().await;
         let socket = self.shared.socket.upgrade().ok_or(Error::Closed)?;
         if let Some(live) = &mut link.live
             && live.is_of_use(&socket)
         {
-            return Ok(live.connection.clone());
+            return Ok(live.via.clone());
         }
         // Requests under way keep it open.
         link.live = None;
@@ -206,15 +130,22 @@ impl Peer {
         {
             return Err(error.clone());
         }
-        let generation = socket.credentials().generation();
-        match self.handshake(&socket).await {
+        let (generation, made) = loop {
+            let generation = socket.credentials().generation();
+            let made = self.handshake(&socket).await;
+            // One that began with another identity, or with other CAs to trust, says nothing about those in use now.
+            if socket.credentials().generation() == generation {
+                break (generation, made);
+            }
+        };
+        match made {
             Ok((connection, subject, certificate)) => {
                 link.shown = Some((subject.clone(), certificate.clone()));
-                link.live =
-                    Some(Live { connection: connection.clone(), generation, subject, certificate, looked_up: 0 });
+                let via = Via { connection, generation };
+                link.live = Some(Live { via: via.clone(), subject, certificate, looked_up: 0 });
                 link.failed = None;
                 link.backoff = reconnect_backoff();
-                Ok(connection)
+                Ok(via)
             }
             Err(error) => {
                 let until = Instant::now() + link.backoff.delay();
@@ -238,7 +169,7 @@ impl Peer {
     pub async fn met(&self, limit: Duration) -> Option<(Subject, Certificate)> {
         let deadline = Instant::now() + limit;
         // Whatever becomes of it, what was shown is noted.
-        let _ = timeout_at(deadline, self.connection()).await;
+        let _ = timeout_at(deadline, self.via()).await;
         let link = timeout_at(deadline + limit, self.shared.link.lock()).await.ok()?;
         link.shown.clone()
     }
@@ -316,9 +247,12 @@ impl Peer {
         Error::Ended { peer: self.shared.addr.to_string() }
     }
 
-    /// Returns the error of a request on a connection: why that has ended, if it says more.
-    fn explained(&self, connection: &quinn::Connection, error: Error) -> Error {
-        connection.close_reason().and_then(|reason| self.judged(&reason)).unwrap_or(error)
+    /// Returns the error of a request on a connection: why that has ended, if it says more. What a peer says about an identity
+    /// that has been replaced since holds for no request that comes now.
+    pub(super) fn explained(&self, via: &Via, error: Error) -> Error {
+        let shown = self.shared.socket.upgrade().map(|socket| socket.credentials().generation());
+        let reason = via.connection.close_reason().filter(|_| shown.is_none_or(|shown| shown == via.generation));
+        reason.and_then(|reason| self.judged(&reason)).unwrap_or(error)
     }
 
     fn connect_failed(&self, error: &ConnectionError) -> Error {
@@ -341,23 +275,29 @@ impl Peer {
     }
 
     /// Judges the outcome of a write, once bytes may be on their way.
-    fn written(
+    pub(super) fn written(
         &self,
+        via: &Via,
         outcome: Result<Result<(), quinn::WriteError>, tokio::time::error::Elapsed>,
     ) -> Result<(), Error> {
         match outcome {
             // The peer stopped reading because it has answered already, perhaps with a refusal: read that.
             Ok(Ok(()) | Err(quinn::WriteError::Stopped(_))) => Ok(()),
-            Ok(Err(error)) => Err(self.unanswered(error)),
-            Err(_) => Err(self.unanswered("deadline expired")),
+            Ok(Err(error)) => Err(self.explained(via, self.unanswered(error))),
+            Err(_) => Err(self.explained(via, self.unanswered("deadline expired"))),
         }
     }
 
-    fn not_sent(&self, reason: impl std::fmt::Display) -> Error {
+    /// The buffers of answers.
+    pub(super) fn buffers(&self) -> &Arc<Pool> {
+        &self.shared.buffers
+    }
+
+    pub(super) fn not_sent(&self, reason: impl std::fmt::Display) -> Error {
         Error::NotSent { peer: self.shared.addr.to_string(), reason: reason.to_string() }
     }
 
-    fn unanswered(&self, reason: impl std::fmt::Display) -> Error {
+    pub(super) fn unanswered(&self, reason: impl std::fmt::Display) -> Error {
         Error::Unanswered { peer: self.shared.addr.to_string(), reason: reason.to_string() }
     }
 
@@ -384,104 +324,4 @@ pub(super) fn peer_certificate(connection: &quinn::Connection) -> Option<(Subjec
     let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     let leaf = chain.first()?;
     subject_of(leaf).zip(Certificate::read(leaf, chain.get(1).map(|issuer| issuer.as_ref())))
-}
-
-/// A request whose payload is being written.
-pub struct OutgoingRequest {
-    peer: Peer,
-    connection: quinn::Connection,
-    send: quinn::SendStream,
-    recv: quinn::RecvStream,
-    /// Bytes that were announced and not yet written.
-    payload_left: usize,
-    expires_at: Instant,
-}
-
-impl OutgoingRequest {
-    /// Writes the next bytes of the payload. Not cancel-safe.
-    ///
-    /// # Errors
-    /// [`Error::Unanswered`] when the connection is lost or the request's deadline expires, [`Error::Malformed`] when
-    /// these are more bytes than were announced.
-    pub async fn write(&mut self, part: Bytes) -> Result<(), Error> {
-        let Some(left) = self.payload_left.checked_sub(part.len()) else {
-            return Err(Error::Malformed("more payload than announced".to_owned()));
-        };
-        self.payload_left = left;
-        let written = timeout_at(self.expires_at, write_payload(&mut self.send, part)).await;
-        self.peer.written(written).map_err(|error| self.peer.explained(&self.connection, error))
-    }
-
-    /// Ends the payload and waits for the answer until the request's deadline. Not cancel-safe.
-    ///
-    /// # Errors
-    /// As [`Peer::request`].
-    pub async fn finish<R: DeserializeOwned>(mut self) -> Result<(R, Bytes), Error> {
-        // Fails only when the peer stopped reading: then its answer is on the way.
-        let _ = self.send.finish();
-        let expires_at = self.expires_at;
-        let reply = timeout_at(expires_at, self.read_reply()).await;
-        reply.unwrap_or_else(|_| Err(self.peer.unanswered("deadline expired")))
-    }
-
-    async fn read_reply<R: DeserializeOwned>(&mut self) -> Result<(R, Bytes), Error> {
-        let lost = |error: Error| self.peer.explained(&self.connection, self.peer.unanswered(error));
-        let bytes = read_exactly(&mut self.recv, REPLY_HEADER).await.map_err(lost)?;
-        let header = ReplyHeader::decode(&fixed(&bytes))?;
-        let head = read_exactly(&mut self.recv, header.head_len as usize).await.map_err(lost)?;
-        self.peer.check(header.kind, &head)?;
-        let payload =
-            read_tail(&mut self.recv, header.payload_len as usize, &self.peer.shared.buffers).await.map_err(lost)?;
-        take_end(&mut self.recv);
-        Ok((codec::decode(&head)?, payload))
-    }
-}
-
-/// Returns the header at the start of `bytes`, which has at least its length.
-fn fixed(bytes: &[u8]) -> [u8; REPLY_HEADER] {
-    let mut fixed = [0_u8; REPLY_HEADER];
-    fixed.copy_from_slice(&bytes[..REPLY_HEADER]);
-    fixed
-}
-
-/// Events that a peer pushes. When the receiver is dropped, the peer is asked to stop.
-pub struct EventReceiver {
-    peer: Peer,
-    connection: quinn::Connection,
-    recv: quinn::RecvStream,
-    buffered: BytesMut,
-}
-
-impl EventReceiver {
-    /// Waits for the next event. Cancel-safe: what has arrived of it is kept for the next call.
-    ///
-    /// # Errors
-    /// [`Error::Unanswered`] when the stream has ended: events may have been missed. [`Error::Refused`] when the peer
-    /// sends no events, [`Error::Malformed`] when it sends something else. After an error the stream is of no further
-    /// use.
-    pub async fn next<R: DeserializeOwned>(&mut self) -> Result<R, Error> {
-        self.fill(REPLY_HEADER).await?;
-        let header = ReplyHeader::decode(&fixed(&self.buffered))?;
-        if header.payload_len != 0 {
-            return Err(Error::Malformed("an event with a payload".to_owned()));
-        }
-        let len = REPLY_HEADER + header.head_len as usize;
-        self.fill(len).await?;
-        let frame = self.buffered.split_to(len);
-        let head = &frame[REPLY_HEADER..];
-        self.peer.check(header.kind, head)?;
-        codec::decode(head)
-    }
-
-    async fn fill(&mut self, len: usize) -> Result<(), Error> {
-        while self.buffered.len() < len {
-            let wanted = (len - self.buffered.len()).max(EVENT_BUFFER_BYTES);
-            match self.recv.read_chunk(wanted, true).await {
-                Ok(Some(chunk)) => self.buffered.extend_from_slice(&chunk.bytes),
-                Ok(None) => return Err(self.peer.unanswered("the event stream has ended")),
-                Err(error) => return Err(self.peer.explained(&self.connection, self.peer.unanswered(error))),
-            }
-        }
-        Ok(())
-    }
 }

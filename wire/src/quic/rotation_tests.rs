@@ -242,6 +242,61 @@ async fn each_is_shown_the_certificate_of_the_ca_that_it_trusts_and_the_older_on
     assert!(matches!(refused, Err(Error::WrongCluster { .. })), "{refused:?}");
 }
 
+/// A node that has moved to the new CA, as its identity is while both are trusted.
+fn moved(cas: &Cas, identity: &Identity) -> Identity {
+    let both = identity.trusting(&cas.trust(1, &[&cas.old, &cas.new])).unwrap();
+    let (cert, issuer) = cas.signed(&both);
+    both.renewed(&cert, &issuer).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_began_before_the_change_of_the_ca_and_ends_after_it_refuses_nobody() {
+    let cas = Arc::new(Cas::new());
+    // What is sent there waits until somebody serves: as with a metad that starts again.
+    let silent = std::net::UdpSocket::bind(any()).unwrap();
+    let addr = silent.local_addr().unwrap();
+    let endpoint = Endpoint::bind(any(), &client(&cas.old)).unwrap();
+    let peer = endpoint.peer(addr, Role::Metad);
+    let asks = tokio::spawn(async move { peer.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], LIMIT).await });
+    silent.set_read_timeout(Some(LIMIT)).unwrap();
+    silent.recv(&mut [0_u8; 2_048]).unwrap();
+    endpoint.trust(&cas.trust(1, &[&cas.old, &cas.new])).unwrap().unwrap();
+    endpoint.set_identity(&moved(&cas, &endpoint.identity())).unwrap();
+    drop(silent);
+    let finished = moved(&cas, &metad(&cas.old)).trusting(&cas.trust(2, &[&cas.new])).unwrap();
+    let server = Endpoint::bind_for_newcomers(addr, &finished, Handle::current()).unwrap();
+    let service = Hands { cas, steps: Mutex::default(), asked: AtomicUsize::new(0) };
+    let _serving = server.serve(Arc::new(service), &Handle::current());
+    asks.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_from_before_that_ends_with_the_older_ca_is_unanswered_and_not_refused() {
+    let cas = Cas::new();
+    let server = Endpoint::bind(any(), &moved(&cas, &metad(&cas.old))).unwrap();
+    let _serving = server.serve(Arc::new(Silent), &Handle::current());
+    let endpoint = Endpoint::bind(any(), &client(&cas.old)).unwrap();
+    let peer = endpoint.peer(server.local_addr(), Role::Metad);
+    let under_way = peer.open_request(&MetaRequest::WhoLeads, 0, LIMIT).await.unwrap();
+    endpoint.set_identity(&moved(&cas, &endpoint.identity())).unwrap();
+    server.trust_signed(&[cas.finished()]).unwrap().unwrap();
+    let ended = tokio::time::timeout(LIMIT / 2, under_way.finish::<MetaReply>()).await.unwrap();
+    assert!(matches!(ended, Err(Error::Unanswered { .. })), "{ended:?}");
+}
+
+/// A metad that answers nothing.
+struct Silent;
+
+impl Service for Silent {
+    fn authorize(&self, _peer: &PeerIdentity) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, _request: Incoming) {
+        std::future::pending().await
+    }
+}
+
 /// A node that keeps its identity in memory.
 struct Keeper {
     endpoint: Endpoint,

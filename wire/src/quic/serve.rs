@@ -5,7 +5,7 @@ use super::budget::{Budget, Held};
 use super::events::EventSender;
 use super::peer::peer_certificate;
 use super::socket::{Socket, is_newcomer, set_full_windows};
-use super::standing::{ENDED, REVOKED, end_of};
+use super::standing::{ENDED, end_of};
 use super::strangers::{Strangers, welcome};
 use super::stream::{broken, payload_len, read_exactly, read_tail, take_end, write_frame};
 use crate::attr::Timestamp;
@@ -178,12 +178,16 @@ async fn connection<S: Service>(
         return;
     };
     let shown = (&subject, &certificate);
-    let Some(_stands) = socket.standing().enter(socket.refusals(), shown, &connection) else {
-        connection.close(REVOKED.into(), b"this certificate was revoked");
-        service.refused(addr, &subject);
-        // It takes a place of its address for a while: whoever comes again and again is slowed down.
-        stops.drain.run_until_cancelled(tokio::time::sleep(REFUSED_PLACE)).await;
-        return;
+    let _stands = match socket.standing().enter(socket.refusals(), shown, &connection) {
+        Ok(stands) => stands,
+        Err(closing) => {
+            // Noted before the peer can know of it.
+            service.refused(addr, &subject);
+            closing.close(&connection);
+            // It takes a place of its address for a while: whoever comes again and again is slowed down.
+            stops.drain.run_until_cancelled(tokio::time::sleep(REFUSED_PLACE)).await;
+            return;
+        }
     };
     set_full_windows(&connection);
     let Some(admitted) = handshake.succeed(&subject) else {

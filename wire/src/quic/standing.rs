@@ -40,13 +40,16 @@ pub(super) struct Stands {
 }
 
 impl Standing {
-    /// Counts a connection. Returns `None` when its certificate was revoked since the handshake.
+    /// Counts a connection.
+    ///
+    /// # Errors
+    /// Why it is to be closed, when its certificate is refused since the handshake.
     pub(super) fn enter(
         self: &Arc<Self>,
         refusals: &Refusals,
         (subject, certificate): (&Subject, &Certificate),
         connection: &quinn::Connection,
-    ) -> Option<Stands> {
+    ) -> Result<Stands, Closing> {
         let number = {
             let mut all = self.all.lock();
             all.next += 1;
@@ -56,19 +59,33 @@ impl Standing {
         };
         let stands = Stands { standing: self.clone(), number };
         // Looked at once it counts: a list that comes from now on finds it.
-        (!refusals.refuse(subject, certificate)).then_some(stands)
+        closing(refusals, subject, certificate).map_or(Ok(stands), Err)
     }
 
     /// Closes the connections whose certificates are revoked now.
     pub(super) fn close_revoked(&self, refusals: &Refusals) {
         for (subject, certificate, connection) in self.all.lock().connections.values() {
-            if refusals.distrust(&certificate.authority) {
-                connection.close(DISTRUSTED.into(), b"the CA of this certificate was replaced");
-            } else if refusals.refuse(subject, certificate) {
-                connection.close(REVOKED.into(), b"this certificate was revoked");
+            if let Some(closing) = closing(refusals, subject, certificate) {
+                closing.close(connection);
             }
         }
     }
+}
+
+/// Why a connection is closed, as a code and for people.
+pub(super) struct Closing(u32, &'static str);
+
+impl Closing {
+    pub(super) fn close(&self, connection: &quinn::Connection) {
+        connection.close(self.0.into(), self.1.as_bytes());
+    }
+}
+
+fn closing(refusals: &Refusals, subject: &Subject, certificate: &Certificate) -> Option<Closing> {
+    if refusals.distrust(&certificate.authority) {
+        return Some(Closing(DISTRUSTED, "the CA of this certificate was replaced"));
+    }
+    refusals.refuse(subject, certificate).then_some(Closing(REVOKED, "this certificate was revoked"))
 }
 
 impl Drop for Stands {
