@@ -1,6 +1,6 @@
-//! What is revoked, as this daemon knows it: it refuses that, and keeps the list on disk, so that it refuses it after a
-//! restart before any metad answers. The leader gives the list with its answer to a heartbeat. What other metads say of it is
-//! no more than a reason to send one: a single one that was taken over must not decide who is served.
+//! The list of revoked certificates on this daemon. The daemon keeps it on disk, so that it refuses them after a restart before
+//! any metad answers. The leader sends the list with its answer to a heartbeat. A message of another metad is only a reason to
+//! send a heartbeat: a single metad that was taken over must not decide which clients are served.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -58,21 +58,21 @@ impl Refused {
         }
     }
 
-    /// Returns by what the list is told from others.
+    /// Returns what distinguishes the list from others.
     #[must_use]
     pub fn mark(&self) -> ListMark {
         self.endpoint.refusals().mark()
     }
 
-    /// Notes that a metad has spoken of a list of this version.
+    /// Notes that a metad has announced a list of this version.
     pub fn hint(&self, version: u64) {
         if version != self.mark().version {
             self.wanted.notify_one();
         }
     }
 
-    /// Waits until there may be another list, and until a while has passed since it has returned last: any metad may say so as
-    /// often as it likes. Whoever cancels it sends a heartbeat for another reason, which does as well.
+    /// Waits until there may be another list, and for a pause after its last return: any metad can hint as often as it likes. A
+    /// caller that cancels it sends a heartbeat for another reason, which serves the same purpose.
     pub async fn wanted(&self) {
         self.wanted.notified().await;
         let last = *self.last_wanted.lock();
@@ -93,7 +93,7 @@ impl Refused {
         if !self.endpoint.adopt_revocations(&revocations) {
             return;
         }
-        // A change of the CA is told in the same way.
+        // The same hint announces a change of the CA.
         self.endpoint.hint_trust();
         tracing::info!(
             version = revocations.version,

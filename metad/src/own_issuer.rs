@@ -45,7 +45,7 @@ impl OwnIssuer {
 /// What is known of the file.
 #[derive(Debug, Default)]
 struct Seen {
-    /// By what a file that is written anew is told from the one before: inode, length, and the time of its last change.
+    /// What distinguishes a rewritten file from the one before: inode, length, and the time of its last change.
     stamp: Option<(u64, u64, i64, i64)>,
     is_taken: bool,
     was_refused: bool,
@@ -100,7 +100,7 @@ mod tests {
     use wire::tls::{ClusterCa, Role, Subject};
 
     #[test]
-    fn a_file_is_taken_once_it_rests_and_one_that_is_of_no_use_is_told_once_and_tried_again() {
+    fn a_file_is_taken_once_it_rests_and_one_that_is_of_no_use_is_reported_once_and_tried_again() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("issuer.pem");
         let [old, other] = ["a", "b"].map(|name| ClusterCa::create(name).unwrap());
@@ -119,7 +119,7 @@ mod tests {
         let second = put(&other);
         assert!(seen.look(&file, &of(&old)).is_none());
         assert!(seen.look(&file, &of(&old)).unwrap().is_err(), "its CA is not trusted");
-        assert!(seen.look(&file, &of(&old)).is_none(), "that was told");
+        assert!(seen.look(&file, &of(&old)).is_none(), "that was reported");
         assert_eq!(seen.look(&file, &of(&other)).unwrap().unwrap().key(), second, "its CA is trusted by now");
         fs::remove_file(&file).unwrap();
         assert!(seen.look(&file, &of(&other)).is_none() && seen.look(&file, &of(&other)).is_none());

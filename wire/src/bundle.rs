@@ -78,7 +78,7 @@ impl Bundle {
     }
 
     /// Replaces the identity in a file by a renewed one, unless the file has another one by now, or a later one: several
-    /// mounts may use it. Whoever may read the file may read it afterwards.
+    /// mounts may use it. The file keeps its mode and owner.
     ///
     /// # Errors
     /// [`Error::Identity`] when the file cannot be read or written.

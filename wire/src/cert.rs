@@ -1,5 +1,5 @@
-//! What a certificate says besides whom it is for: its key, by which it can be told from others of the same name, the key
-//! of its issuer, when it was issued, and when it ends.
+//! The fields of a certificate besides its subject: its key, which distinguishes it from others of the same name, the key of
+//! its issuer, the time of its issue, and its end.
 
 use crate::attr::Timestamp;
 use crate::codec;

@@ -1,7 +1,7 @@
 //! Verification of chains of certificates: a leaf is signed by the CA, or by an issuer that the CA has signed.
 //!
 //! Signatures, validity and the length of the path are webpki's to check. What an issuer may sign is checked here: the
-//! roles that its own certificate names, and never an operator, so that whoever takes a metad over becomes none.
+//! roles that its own certificate names, and never an operator: a stolen issuer makes no operators.
 
 use crate::cert::{Certificate, issuer_name};
 use crate::revoked::Refusals;
@@ -58,15 +58,15 @@ fn check_revoked(
     }
 }
 
-/// Returns the last time at which a certificate was valid, or `now` if it is still valid. It is judged at that time by those
-/// who let it in to be renewed.
+/// Returns the last time at which a certificate was valid, or `now` if it is still valid. A server that lets
+/// ended certificates in for renewal judges them at that time.
 fn while_valid(leaf: &CertificateDer<'_>, now: UnixTime) -> UnixTime {
     let ends = Certificate::read(leaf, None).and_then(|certificate| u64::try_from(certificate.ends.secs).ok());
     UnixTime::since_unix_epoch(Duration::from_secs(ends.map_or(now.as_secs(), |ends| ends.min(now.as_secs()))))
 }
 
-/// Verifies who connects. Whether the certificate is revoked is looked up after the handshake: then it is known who is
-/// refused, and the peer is told why.
+/// Verifies clients. Revocation is looked up after the handshake: then the subject is known, and the peer can be sent the
+/// reason.
 #[derive(Debug)]
 pub(crate) struct ClientVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
@@ -132,11 +132,11 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// Verifies who answers.
+/// Verifies servers.
 #[derive(Debug)]
 pub(crate) struct ServerVerifier {
     webpki: Arc<WebPkiServerVerifier>,
-    /// The names of the CAs, which the other side is told: it may have a certificate of each of several.
+    /// The names of the CAs. They are sent to the other side, which may have a certificate of each of several CAs.
     names: Vec<DistinguishedName>,
     refusals: Option<Arc<Refusals>>,
 }

@@ -52,7 +52,7 @@ pub struct Revocations {
 }
 
 impl Revocations {
-    /// Returns by what this list is told from others.
+    /// Returns what distinguishes this list from others.
     #[must_use]
     pub fn mark(&self) -> ListMark {
         ListMark { version: self.version, hash: *blake3::hash(&codec::encode(&self.list)).as_bytes() }
@@ -111,7 +111,7 @@ impl Default for Refusals {
 }
 
 impl Refusals {
-    /// Takes the place of the list that was known, if it is newer. Returns whether it is.
+    /// Replaces the known list if this one is newer. Returns whether it is.
     pub fn learn(&self, revocations: &Revocations) -> bool {
         let lookup = Lookup::of(revocations);
         let mut known = self.0.write();
@@ -122,8 +122,8 @@ impl Refusals {
         is_newer
     }
 
-    /// Takes the place of the list that was known, whatever the versions: for one that the leader has just given, who
-    /// knows what is right. Returns whether it is another one.
+    /// Replaces the known list, whatever the versions: the leader has just sent this one, and the leader's list is the right
+    /// one. Returns whether it differs.
     pub fn adopt(&self, revocations: &Revocations) -> bool {
         let lookup = Lookup::of(revocations);
         let mut known = self.0.write();
@@ -144,7 +144,7 @@ impl Refusals {
         self.0.read().mark.version
     }
 
-    /// Returns by what the list is told from others.
+    /// Returns what distinguishes the list from others.
     #[must_use]
     pub fn mark(&self) -> ListMark {
         self.0.read().mark

@@ -43,7 +43,7 @@ async fn is_refused(endpoint: &Endpoint, node: &Node, request: &BlockRequest) ->
 }
 
 /// A cluster of a leader and a block daemon, whose heartbeats are so rare that it must be told of each change.
-struct Told {
+struct Notified {
     ca: ClusterCa,
     leader: Arc<Metad>,
     leading: Endpoint,
@@ -53,7 +53,7 @@ struct Told {
     configured: Mutex<Option<Identity>>,
 }
 
-impl Told {
+impl Notified {
     fn new() -> Self {
         let ca = ClusterCa::create("t").unwrap();
         let (leader, leading, serving) = serve(&ca, Metad { epoch: Mutex::new(1), ..Metad::default() });
@@ -89,175 +89,175 @@ impl Told {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_daemon_refuses_what_is_revoked_when_it_is_told_and_after_a_restart() {
-    let told = Told::new();
-    let node = told.start().await;
-    let victim = bound(&told.ca, Role::Client, "victim");
-    let daemon = bound(&told.ca, Role::Blockd, "taken-over");
+    let cluster = Notified::new();
+    let node = cluster.start().await;
+    let victim = bound(&cluster.ca, Role::Client, "victim");
+    let daemon = bound(&cluster.ca, Role::Blockd, "taken-over");
     let chord = BlockRequest::Chord(ChordRequest::Ping);
     assert!(!is_refused(&victim, &node, &BlockRequest::Status).await);
     assert!(!is_refused(&daemon, &node, &chord).await);
-    told.says(7, vec![all_of(Role::Client, "victim"), all_of(Role::Blockd, "taken-over")]);
+    cluster.says(7, vec![all_of(Role::Client, "victim"), all_of(Role::Blockd, "taken-over")]);
     // Metads alone say so.
     for role in [Role::Client, Role::Blockd, Role::Admin] {
-        let asked = ask(&caller(&told.ca, role), &node, &BlockRequest::RevokedChanged { version: 7 }).await;
+        let asked = ask(&caller(&cluster.ca, role), &node, &BlockRequest::RevokedChanged { version: 7 }).await;
         assert!(matches!(asked, Err(Error::Refused { .. })), "{role}: {asked:?}");
     }
     assert!(!is_refused(&victim, &node, &BlockRequest::Status).await);
     let begun = Instant::now();
-    told.tell(&node, 7).await;
+    cluster.tell(&node, 7).await;
     until("it refuses both", async || {
         is_refused(&victim, &node, &BlockRequest::Status).await && is_refused(&daemon, &node, &chord).await
     })
     .await;
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     for _ in 0..20 {
-        let again = bound(&told.ca, Role::Client, "victim-s neighbour");
+        let again = bound(&cluster.ca, Role::Client, "victim-s neighbour");
         assert!(!is_refused(&again, &node, &BlockRequest::Status).await);
         assert!(is_refused(&victim, &node, &BlockRequest::Status).await);
     }
-    until("the list is on disk", async || told.file().exists()).await;
+    until("the list is on disk", async || cluster.file().exists()).await;
     node.stop().await;
     // Nobody tells it anything else.
-    told.leading.close().await;
+    cluster.leading.close().await;
     let metads = vec!["127.0.0.1:1".parse().unwrap()];
-    let config = Config::new("b1", "127.0.0.1:0".parse().unwrap(), told.dir.path(), metads);
-    let node = Node::start(config, identity(&told.ca, Role::Blockd, "b1")).await.unwrap();
+    let config = Config::new("b1", "127.0.0.1:0".parse().unwrap(), cluster.dir.path(), metads);
+    let node = Node::start(config, identity(&cluster.ca, Role::Blockd, "b1")).await.unwrap();
     assert!(is_refused(&victim, &node, &BlockRequest::Status).await, "before any metad has said so again");
-    let issued_again = bound(&told.ca, Role::Client, "victim");
+    let issued_again = bound(&cluster.ca, Role::Client, "victim");
     assert!(!is_refused(&issued_again, &node, &BlockRequest::Status).await);
     node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_one_metad_says_of_what_is_revoked_the_leader_decides() {
-    let told = Told::new();
-    let (honest, victim) = (bound(&told.ca, Role::Client, "honest"), bound(&told.ca, Role::Client, "victim"));
+    let cluster = Notified::new();
+    let (honest, victim) = (bound(&cluster.ca, Role::Client, "honest"), bound(&cluster.ca, Role::Client, "victim"));
     // Left by one that believed any metad.
     let poisoned = Revocations { version: u64::MAX, list: vec![all_of(Role::Client, "honest")] };
-    std::fs::write(told.file(), codec::encode(&poisoned)).unwrap();
-    told.says(3, vec![all_of(Role::Client, "victim")]);
-    let node = told.start().await;
+    std::fs::write(cluster.file(), codec::encode(&poisoned)).unwrap();
+    cluster.says(3, vec![all_of(Role::Client, "victim")]);
+    let node = cluster.start().await;
     until("it refuses what the leader says", async || is_refused(&victim, &node, &BlockRequest::Status).await).await;
     assert!(!is_refused(&honest, &node, &BlockRequest::Status).await);
     for version in [u64::MAX, 0, 4] {
-        told.tell(&node, version).await;
+        cluster.tell(&node, version).await;
     }
-    told.says(4, Vec::new());
-    told.tell(&node, 4).await;
+    cluster.says(4, Vec::new());
+    cluster.tell(&node, 4).await;
     until("it follows the leader", async || !is_refused(&victim, &node, &BlockRequest::Status).await).await;
-    let reported = || told.leader.heard.lock().unwrap().last().unwrap().revoked.version;
-    told.tell(&node, 5).await;
+    let reported = || cluster.leader.heard.lock().unwrap().last().unwrap().revoked.version;
+    cluster.tell(&node, 5).await;
     until("its heartbeats say which list it has", async || reported() == 4).await;
     node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_the_right_version_that_the_leader_does_not_have_is_replaced() {
-    let told = Told::new();
-    let (honest, victim) = (bound(&told.ca, Role::Client, "honest"), bound(&told.ca, Role::Client, "victim"));
+    let cluster = Notified::new();
+    let (honest, victim) = (bound(&cluster.ca, Role::Client, "honest"), bound(&cluster.ca, Role::Client, "victim"));
     // Left by a metad that has led for a moment, or has said so.
     let other = Revocations { version: 3, list: vec![all_of(Role::Client, "honest")] };
-    std::fs::write(told.file(), codec::encode(&other)).unwrap();
-    told.says(3, vec![all_of(Role::Client, "victim")]);
-    let node = told.start().await;
+    std::fs::write(cluster.file(), codec::encode(&other)).unwrap();
+    cluster.says(3, vec![all_of(Role::Client, "victim")]);
+    let node = cluster.start().await;
     until("it refuses what the leader says", async || is_refused(&victim, &node, &BlockRequest::Status).await).await;
     assert!(!is_refused(&honest, &node, &BlockRequest::Status).await);
-    let on_disk = || codec::decode::<Revocations>(&std::fs::read(told.file()).unwrap()).unwrap().mark();
-    let wanted = told.leader.revoked.lock().unwrap().mark();
+    let on_disk = || codec::decode::<Revocations>(&std::fs::read(cluster.file()).unwrap()).unwrap().mark();
+    let wanted = cluster.leader.revoked.lock().unwrap().mark();
     until("so does its file", async || on_disk() == wanted).await;
     node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_could_not_be_written_is_written_after_a_later_heartbeat() {
-    let told = Told::new();
-    let victim = bound(&told.ca, Role::Client, "victim");
+    let cluster = Notified::new();
+    let victim = bound(&cluster.ca, Role::Client, "victim");
     // A directory in its place: nothing is renamed over it.
-    std::fs::create_dir_all(told.file().join("in-the-way")).unwrap();
-    told.says(1, vec![all_of(Role::Client, "victim")]);
-    let node = told.start().await;
+    std::fs::create_dir_all(cluster.file().join("in-the-way")).unwrap();
+    cluster.says(1, vec![all_of(Role::Client, "victim")]);
+    let node = cluster.start().await;
     until("it refuses what the leader says", async || is_refused(&victim, &node, &BlockRequest::Status).await).await;
-    assert!(told.file().is_dir());
-    std::fs::remove_dir_all(told.file()).unwrap();
+    assert!(cluster.file().is_dir());
+    std::fs::remove_dir_all(cluster.file()).unwrap();
     // A reason for a heartbeat: there is no other list.
-    told.tell(&node, 2).await;
-    until("the list is on disk", async || told.file().is_file()).await;
+    cluster.tell(&node, 2).await;
+    until("the list is on disk", async || cluster.file().is_file()).await;
     node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_metad_that_speaks_of_other_lists_without_end_causes_two_heartbeats_a_second() {
-    let told = Told::new();
-    let node = told.start().await;
-    let heard = || told.leader.heard.lock().unwrap().len();
+    let cluster = Notified::new();
+    let node = cluster.start().await;
+    let heard = || cluster.leader.heard.lock().unwrap().len();
     let (begun, first) = (Instant::now(), heard());
     for version in 100.. {
         if begun.elapsed() > Duration::from_secs(2) {
             break;
         }
-        told.tell(&node, version).await;
+        cluster.tell(&node, version).await;
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // Whatever the machine does meanwhile, they are no more than the time allows.
     let most = 4 + begun.elapsed().as_millis() as usize / 500;
     assert!((1..=most).contains(&(heard() - first)), "{} heartbeats", heard() - first);
     // The truth arrives all the same.
-    let victim = bound(&told.ca, Role::Client, "victim");
-    told.says(7, vec![all_of(Role::Client, "victim")]);
-    told.tell(&node, 7).await;
+    let victim = bound(&cluster.ca, Role::Client, "victim");
+    cluster.says(7, vec![all_of(Role::Client, "victim")]);
+    cluster.tell(&node, 7).await;
     until("it refuses what the leader says", async || is_refused(&victim, &node, &BlockRequest::Status).await).await;
     node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_is_damaged_on_disk_is_asked_for_anew_and_stops_nothing() {
-    let told = Told::new();
-    let victim = bound(&told.ca, Role::Client, "victim");
-    std::fs::write(told.file(), "damaged").unwrap();
-    told.says(1, vec![all_of(Role::Client, "victim")]);
-    let node = told.start().await;
+    let cluster = Notified::new();
+    let victim = bound(&cluster.ca, Role::Client, "victim");
+    std::fs::write(cluster.file(), "damaged").unwrap();
+    cluster.says(1, vec![all_of(Role::Client, "victim")]);
+    let node = cluster.start().await;
     until("the leader has told it", async || is_refused(&victim, &node, &BlockRequest::Status).await).await;
     node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_daemon_moves_to_a_new_ca_serves_both_meanwhile_and_then_the_new_one_alone_also_after_a_restart() {
-    let told = Told::new();
-    let node = told.start().await;
-    let new = ClusterCa::succeeding("t", told.ca.cluster_id().unwrap()).unwrap();
+    let cluster = Notified::new();
+    let node = cluster.start().await;
+    let new = ClusterCa::succeeding("t", cluster.ca.cluster_id().unwrap()).unwrap();
     let trust = |version, of: &[&ClusterCa]| {
         let authorities = of.iter().map(|ca| ca.cert().unwrap()).collect();
-        Trust { version, authorities, ..Trust::original(told.ca.cluster_id().unwrap()) }
+        Trust { version, authorities, ..Trust::original(cluster.ca.cluster_id().unwrap()) }
     };
-    let both = trust(1, &[&told.ca, &new]);
+    let both = trust(1, &[&cluster.ca, &new]);
     let operator = |ca: &ClusterCa| identity(ca, Role::Admin, "a");
-    let begun = operator(&told.ca).sign_trust(&both, Some(&operator(&new))).unwrap();
+    let begun = operator(&cluster.ca).sign_trust(&both, Some(&operator(&new))).unwrap();
     let finished = operator(&new).sign_trust(&trust(2, &[&new]), None).unwrap();
     let issuer = IssuerKey::create(&new, "m", &[Role::Blockd]).unwrap();
-    assert!(told.leader.issuer.set(issuer).is_ok());
-    let (old_client, new_client) = (bound(&told.ca, Role::Client, "old"), bound(&new, Role::Client, "new"));
+    assert!(cluster.leader.issuer.set(issuer).is_ok());
+    let (old_client, new_client) = (bound(&cluster.ca, Role::Client, "old"), bound(&new, Role::Client, "new"));
     ask(&old_client, &node, &BlockRequest::Status).await.unwrap();
     assert!(matches!(ask(&new_client, &node, &BlockRequest::Status).await, Err(Error::WrongCluster { .. })));
-    *told.leader.steps.lock().unwrap() = vec![begun.clone()];
-    told.leading.trust_signed(std::slice::from_ref(&begun)).unwrap().unwrap();
-    told.says(1, Vec::new());
-    told.tell(&node, 1).await;
+    *cluster.leader.steps.lock().unwrap() = vec![begun.clone()];
+    cluster.leading.trust_signed(std::slice::from_ref(&begun)).unwrap().unwrap();
+    cluster.says(1, Vec::new());
+    cluster.tell(&node, 1).await;
     until("it serves clients of both", async || {
         ask(&old_client, &node, &BlockRequest::Status).await.is_ok()
             && ask(&new_client, &node, &BlockRequest::Status).await.is_ok()
     })
     .await;
-    let file = told.dir.path().join("identity.pem");
+    let file = cluster.dir.path().join("identity.pem");
     let newest = both.newest().unwrap();
     until("its own certificate is of the new one", async || {
         Identity::load(&file).is_ok_and(|kept| kept.certificate().authority == newest)
     })
     .await;
     ask(&old_client, &node, &BlockRequest::Status).await.unwrap();
-    *told.leader.steps.lock().unwrap() = vec![begun, finished];
-    told.says(2, Vec::new());
+    *cluster.leader.steps.lock().unwrap() = vec![begun, finished];
+    cluster.says(2, Vec::new());
     let begun = Instant::now();
-    told.tell(&node, 2).await;
+    cluster.tell(&node, 2).await;
     until("the old one is refused", async || ask(&old_client, &node, &BlockRequest::Status).await.is_err()).await;
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     ask(&new_client, &node, &BlockRequest::Status).await.unwrap();
@@ -265,8 +265,8 @@ async fn a_block_daemon_moves_to_a_new_ca_serves_both_meanwhile_and_then_the_new
     node.stop().await;
     // With the configured identity, which is of the old one.
     let metads = vec!["127.0.0.1:1".parse().unwrap()];
-    let config = Config::new("b1", "127.0.0.1:0".parse().unwrap(), told.dir.path(), metads);
-    let configured = told.configured.lock().unwrap().clone().unwrap();
+    let config = Config::new("b1", "127.0.0.1:0".parse().unwrap(), cluster.dir.path(), metads);
+    let configured = cluster.configured.lock().unwrap().clone().unwrap();
     let node = Node::start(config, configured).await.unwrap();
     ask(&new_client, &node, &BlockRequest::Status).await.unwrap();
     let refused = ask(&old_client, &node, &BlockRequest::Status).await.unwrap_err();

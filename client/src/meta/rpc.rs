@@ -157,7 +157,7 @@ impl Rpc {
             Err(error @ (Error::WrongCluster { .. } | Error::WrongRole { .. } | Error::ProtocolVersion { .. })) => {
                 Err(error)
             }
-            // Whoever is revoked waits in vain; whose certificate has ended is about to have it renewed.
+            // Waiting does not help a revoked client. An ended certificate is about to be renewed.
             Err(error @ (Error::Refused { .. } | Error::Revoked { .. } | Error::Closed)) => Err(error),
             // It leads, or knows the leader: the same request goes to it again.
             Err(error @ Error::Busy { .. }) => Ok(Err(Missed::Away(error.to_string()))),

@@ -140,6 +140,6 @@ async fn a_client_is_told_at_once_when_other_cas_are_trusted() {
     let endpoint = Endpoint::bind(SocketAddr::from(([127, 0, 0, 1], 0)), operator).unwrap();
     let request = MetaRequest::Admin(AdminRequest::SetTrust { step, force: false });
     let changed = Metad::ask(&endpoint, bundle.metads[0], &request, LIMIT).await;
-    assert!(matches!(changed, Ok(MetaReply::Admin(AdminReply::Told(_)))), "{changed:?}");
+    assert!(matches!(changed, Ok(MetaReply::Admin(AdminReply::Report(_)))), "{changed:?}");
     timeout(LIMIT, network.told.subscribe().wait_for(|told| *told)).await.expect("it is told").unwrap();
 }

@@ -1,7 +1,7 @@
-//! What is revoked takes effect: this node refuses it as soon as the entry is applied here. While it leads, it also tells the
-//! block daemons, and ends the sessions of those who are refused.
+//! Revocations take effect: this node refuses a revoked certificate as soon as the entry is applied here. While it leads, it
+//! also notifies the block daemons, and ends the sessions of refused clients.
 //!
-//! A block daemon takes no list but that with which the leader answers its heartbeat. One that is told of a change sends one
+//! A block daemon takes its list only from the leader's answer to a heartbeat. When notified of a change, it sends a heartbeat
 //! at once.
 
 use crate::Shared;
@@ -18,12 +18,12 @@ use wire::message::cert::{AuditEvent, AuditRecord};
 use wire::message::event::MetaEvent;
 use wire::tls::{Identity, Role};
 
-/// Pause between looks whether the list has changed. The node that has proposed a change is told at once.
-const PAUSE: Duration = Duration::from_millis(100);
-/// Pause between looks for sessions of those who are refused.
-const SESSIONS_PAUSE: Duration = Duration::from_millis(500);
+/// How often the list is looked at. The node that has proposed a change looks at once.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// How often the leader looks for sessions of refused clients.
+const SESSIONS_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a block daemon may take to hear of it.
-const TELL_LIMIT: Duration = Duration::from_secs(3);
+const NOTIFY_LIMIT: Duration = Duration::from_secs(3);
 /// Sessions closed by one entry of the log.
 const CLOSED_AT_ONCE: usize = 16;
 
@@ -83,8 +83,8 @@ pub fn keep(shared: &Shared, identity: &Identity) {
 
 /// Watches the list and the CAs until cancelled.
 pub async fn run(shared: Arc<Shared>) {
-    // Dropped with this task: daemons that do not answer are left to their heartbeats.
-    let mut telling = JoinSet::new();
+    // Dropped with this task: a daemon that does not answer learns of the list by its next heartbeat.
+    let mut notifying = JoinSet::new();
     loop {
         let changed = shared.revoked_changed.notified();
         if let Some(identity) = learn_trust(&shared) {
@@ -98,37 +98,37 @@ pub async fn run(shared: Arc<Shared>) {
         if let Some(version) = learn(&shared)
             && shared.consensus.leads()
         {
-            telling.abort_all();
-            telling = tell_blockds(&shared, version);
+            notifying.abort_all();
+            notifying = notify_blockds(&shared, version);
         }
         tokio::select! {
             () = changed => {}
-            () = tokio::time::sleep(PAUSE) => {}
+            () = tokio::time::sleep(CHECK_INTERVAL) => {}
         }
     }
 }
 
-/// Tells all block daemons that there is a new list, for which they then ask the leader.
-fn tell_blockds(shared: &Shared, version: u64) -> JoinSet<()> {
+/// Notifies all block daemons of a new list, for which they then ask the leader.
+fn notify_blockds(shared: &Shared, version: u64) -> JoinSet<()> {
     let request = Arc::new(BlockRequest::RevokedChanged { version });
     let members = settings::layout(&**shared.consensus.state()).members;
-    let mut telling = JoinSet::new();
+    let mut notifying = JoinSet::new();
     for member in members {
         let (peer, request) = (shared.endpoint.peer(member.addr, Role::Blockd), request.clone());
-        telling.spawn(async move {
-            if let Err(error) = peer.request::<_, BlockReply>(&*request, &[], TELL_LIMIT).await {
+        notifying.spawn(async move {
+            if let Err(error) = peer.request::<_, BlockReply>(&*request, &[], NOTIFY_LIMIT).await {
                 tracing::debug!(name = member.name, %error, "a block daemon learns later what is revoked");
             }
         });
     }
-    telling
+    notifying
 }
 
 /// Ends the sessions of those who are refused, until cancelled. Only sessions that this leader has heard are looked at: a
 /// session that nobody hears any more ends by its silence.
 pub async fn end_sessions(shared: Arc<Shared>) {
     loop {
-        tokio::time::sleep(SESSIONS_PAUSE).await;
+        tokio::time::sleep(SESSIONS_CHECK_INTERVAL).await;
         let refusals = shared.endpoint.refusals();
         let Some(term) = shared.consensus.leadership().filter(|_| refusals.version() > 0) else { continue };
         let refused = shared.liveness.refused_sessions(refusals);

@@ -137,7 +137,7 @@ impl Server {
             Leaver::Beside(Subject { name, .. }, other) => {
                 tracing::warn!(%id, name, %other, "the certificate of the metad that was removed is not revoked");
                 self.noted(peer, reply, AuditEvent::MetadRemoved, id).await;
-                return Ok(AdminReply::Told(vec![format!(
+                return Ok(AdminReply::Report(vec![format!(
                     "metad-{id} is removed, but its certificate is not revoked: metad-{other} may have one of the same name. \
                      If it has not, `surf cert revoke {name} --role metad`"
                 )]));

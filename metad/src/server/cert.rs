@@ -48,9 +48,9 @@ impl Server {
             return Ok(AdminReply::Failed(reason));
         }
         let has_name = list.iter().any(|revoked| matches!(revoked, Revoked::Name { .. }));
-        let told = list.iter().flat_map(|revoked| told(&known, revoked, has_name)).collect();
+        let lines = list.iter().flat_map(|revoked| report_lines(&known, revoked, has_name)).collect();
         Ok(match self.shared.revoke(asker(peer), list, reason).await? {
-            Ok(()) => AdminReply::Told(told),
+            Ok(()) => AdminReply::Report(lines),
             Err(reason) => AdminReply::Failed(reason),
         })
     }
@@ -157,7 +157,7 @@ impl Server {
         if list.is_empty() {
             return Ok(AdminReply::Failed(format!("{text:?} is not revoked: `surf cert list` shows what is")));
         }
-        let told = list.iter().map(|revoked| format!("{revoked} is not refused any more")).collect();
+        let lines = list.iter().map(|revoked| format!("{revoked} is not refused any more")).collect();
         let asker = asker(peer);
         for revoked in &list {
             log(&note(&asker, AuditEvent::Allowed, revoked.to_string(), ""));
@@ -165,7 +165,7 @@ impl Server {
         let reply = self.shared.propose(Command::Allow { list, asker }).await?;
         self.shared.revoked_changed.notify_waiters();
         Ok(match outcome(reply)? {
-            Ok(()) => AdminReply::Told(told),
+            Ok(()) => AdminReply::Report(lines),
             Err(reason) => AdminReply::Failed(reason),
         })
     }
@@ -413,7 +413,7 @@ fn issuers(known: &CertList, text: &str, (me, own): (MetadId, Option<KeyId>)) ->
 }
 
 /// Says what is revoked. With a name, its keys are of the same role.
-fn told(known: &CertList, revoked: &Revoked, has_name: bool) -> Vec<String> {
+fn report_lines(known: &CertList, revoked: &Revoked, has_name: bool) -> Vec<String> {
     let tokens = || "join tokens are revoked, too, for an operator may have made them".to_owned();
     match revoked {
         Revoked::Name { role, name, .. } => {

@@ -44,7 +44,7 @@ impl Step {
         }
     }
 
-    fn told(self, next: &Trust) -> Vec<String> {
+    fn report(self, next: &Trust) -> Vec<String> {
         let ids: Vec<String> = next.ids().iter().map(ToString::to_string).collect();
         let newest = ids.last().cloned().unwrap_or_default();
         vec![match self {
@@ -76,7 +76,7 @@ impl Server {
             Err(error) => return Ok(AdminReply::Failed(error.to_string())),
         };
         if next == before {
-            return Ok(AdminReply::Told(vec!["it is so already".to_owned()]));
+            return Ok(AdminReply::Report(vec!["it is so already".to_owned()]));
         }
         let judged = match judge(&before, &next, &step, peer) {
             Ok(Step::Finish) => self.check_moved(force).await.map(|()| Step::Finish),
@@ -94,7 +94,7 @@ impl Server {
         }
         let who = next.newest().map_or_else(String::new, |newest| format!("CA {newest}"));
         self.shared.note(peer, what.event(), who).await;
-        Ok(AdminReply::Told(what.told(&next)))
+        Ok(AdminReply::Report(what.report(&next)))
     }
 
     /// Checks that those who work go on when the older CA is not trusted any more.

@@ -34,9 +34,9 @@ fn revoke(target: CertTarget) -> AdminRequest {
     AdminRequest::RevokeCert { target, force: false, reason: "lost".to_owned() }
 }
 
-async fn told(cluster: &Cluster, request: AdminRequest) -> Vec<String> {
+async fn reported(cluster: &Cluster, request: AdminRequest) -> Vec<String> {
     match cluster.admin(request).await {
-        AdminReply::Told(lines) => lines,
+        AdminReply::Report(lines) => lines,
         other => panic!("{other:?}"),
     }
 }
@@ -144,7 +144,7 @@ async fn a_revoked_client_is_refused_by_every_metad_at_once_and_its_session_ends
         client.peer(leader, Role::Metad).open_events(&MetaRequest::Events { session, dirty: false }).await.unwrap();
     let _attached: wire::message::event::MetaEvent = events.next().await.unwrap();
 
-    let lines = told(&cluster, revoke(target(&name))).await;
+    let lines = reported(&cluster, revoke(target(&name))).await;
     assert!(lines[0].contains(&name) && lines[0].contains("are refused"), "{lines:?}");
     assert!(until_refused(&cluster, &client).await < PROMPT);
     // The stream that stood ends as well, and says why.
@@ -197,7 +197,7 @@ async fn who_was_revoked_comes_back_by_an_operator_or_a_new_token_and_not_by_the
     let client = bind(&identity);
     let addr = all(&cluster)[0];
     assert!(ask(&client, addr, &MetaRequest::WhoLeads).await.is_ok());
-    told(&cluster, revoke(target("laptop"))).await;
+    reported(&cluster, revoke(target("laptop"))).await;
     until_refused(&cluster, &client).await;
     // It still knows the token, and its key.
     match enroll(&token, &key, "laptop", LIMIT).await.unwrap_err() {
@@ -211,14 +211,14 @@ async fn who_was_revoked_comes_back_by_an_operator_or_a_new_token_and_not_by_the
     // It was a mistake: the key alone is meant, and then the name.
     let digits = identity.certificate().key.to_string();
     assert!(failed(&cluster, AdminRequest::AllowCert { target: target("nobody") }).await.contains("is not revoked"));
-    told(&cluster, AdminRequest::AllowCert { target: target(&digits) }).await;
-    told(&cluster, AdminRequest::AllowCert { target: target("laptop") }).await;
+    reported(&cluster, AdminRequest::AllowCert { target: target(&digits) }).await;
+    reported(&cluster, AdminRequest::AllowCert { target: target("laptop") }).await;
     let started = Instant::now();
     while ask(&bind(&identity), addr, &MetaRequest::WhoLeads).await.is_err() {
         assert!(started.elapsed() < LIMIT, "it is still refused");
     }
     // One key alone.
-    told(&cluster, revoke(target(&digits[..8]))).await;
+    reported(&cluster, revoke(target(&digits[..8]))).await;
     until_refused(&cluster, &bind(&identity)).await;
     assert!(ask(&bind(&other), addr, &MetaRequest::WhoLeads).await.is_ok());
 }
@@ -228,7 +228,7 @@ async fn what_is_revoked_survives_snapshots_and_restarts_and_holds_before_there_
     let mut cluster = Cluster::start(1).await;
     cluster.session().await;
     let (identity, ..) = newcomer(&cluster, Role::Client, None).await;
-    told(&cluster, revoke(target(&identity.subject().name))).await;
+    reported(&cluster, revoke(target(&identity.subject().name))).await;
     assert!(matches!(cluster.admin(AdminRequest::Snapshot).await, AdminReply::Done));
     cluster.stop_node(1).await;
     std::fs::remove_dir_all(cluster.dir.path().join("metad-1/state")).unwrap();
@@ -250,7 +250,7 @@ async fn an_operator_locks_out_neither_itself_nor_a_metad_without_saying_so() {
     assert!(certs(&cluster).await.revoked.is_empty());
     // Of two operators who revoke each other, the first one stays.
     let other = bind(&cluster.ca.issue(&Subject::new(Role::Admin, "other")).unwrap());
-    told(&cluster, revoke(of_role("other", Role::Admin))).await;
+    reported(&cluster, revoke(of_role("other", Role::Admin))).await;
     until_refused(&cluster, &other).await;
     let back = MetaRequest::Admin(revoke(of_role("test", Role::Admin)));
     for addr in all(&cluster) {
@@ -283,9 +283,9 @@ async fn what_an_operator_has_asked_for_is_not_done_once_it_is_revoked() {
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!asking.is_finished(), "the leader has not waited, so this shows nothing");
-    told(&cluster, revoke(CertTarget { role: Some(Role::Admin), ..target("other") })).await;
+    reported(&cluster, revoke(CertTarget { role: Some(Role::Admin), ..target("other") })).await;
     let answered = asking.await.unwrap();
-    assert!(!matches!(answered, Ok(MetaReply::Admin(AdminReply::Done | AdminReply::Told(_)))), "{answered:?}");
+    assert!(!matches!(answered, Ok(MetaReply::Admin(AdminReply::Done | AdminReply::Report(_)))), "{answered:?}");
     // It goes on though the connection is closed.
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(status(&cluster).await.metads.len(), 4);
@@ -327,7 +327,7 @@ async fn an_issuer_that_was_stolen_signs_for_nobody_any_more() {
     cluster.session().await;
     let (identity, ..) = newcomer(&cluster, Role::Client, None).await;
     let by_issuer = CertTarget { issuer: true, ..target("metad-1") };
-    let lines = told(&cluster, revoke(by_issuer)).await;
+    let lines = reported(&cluster, revoke(by_issuer)).await;
     assert!(lines[0].contains("1 of role client"), "{lines:?}");
     until_refused(&cluster, &bind(&identity)).await;
     // Nor does its metad, for newcomers and for those who come again.
@@ -352,7 +352,7 @@ async fn whoever_a_revoked_issuer_would_have_renewed_is_renewed_by_another_metad
     // The metad that leads signs for a newcomer, so that its issuer is known.
     newcomer(&cluster, Role::Client, None).await;
     let by_issuer = CertTarget { issuer: true, ..target(&format!("metad-{leader}")) };
-    told(&cluster, revoke(by_issuer)).await;
+    reported(&cluster, revoke(by_issuer)).await;
     let revoked = certs(&cluster).await.revoked;
     let [RevokedInfo { revoked: Revoked::Issuer(revoked), .. }] = revoked.as_slice() else { panic!("{revoked:?}") };
     // It is asked first, and knows none of the others yet.
@@ -437,13 +437,13 @@ async fn a_revocation_outlasts_the_certificates_and_taken_off_then_it_lets_nobod
     let cluster = Cluster::start(1).await;
     live_for(&cluster, 2_000).await;
     let (identity, token, key) = newcomer(&cluster, Role::Client, Some("laptop")).await;
-    told(&cluster, revoke(target("laptop"))).await;
+    reported(&cluster, revoke(target("laptop"))).await;
     until_ended(&identity).await;
     let client = bind(&identity);
     let asked = ask(&client, all(&cluster)[0], &MetaRequest::Renew).await;
     assert!(matches!(asked, Err(Error::Revoked { .. })), "{asked:?}");
     assert_eq!(certs(&cluster).await.revoked.len(), 2);
-    told(&cluster, AdminRequest::AllowCert { target: target("laptop") }).await;
+    reported(&cluster, AdminRequest::AllowCert { target: target("laptop") }).await;
     assert!(certs(&cluster).await.issued.is_empty(), "it is forgotten");
     let started = Instant::now();
     // The list that this metad refuses by follows what is applied.
@@ -467,7 +467,7 @@ async fn a_client_of_ca_pem_is_revoked_with_the_key_that_its_session_has_shown()
     let identity = cluster.ca.issue_for(&Subject::new(Role::Client, "desktop"), &term).unwrap();
     let client = bind(&identity);
     session_of(&cluster, &client).await;
-    told(&cluster, revoke(target("desktop"))).await;
+    reported(&cluster, revoke(target("desktop"))).await;
     assert!(until_refused(&cluster, &client).await < PROMPT);
     let revoked = certs(&cluster).await.revoked;
     assert!(revoked.iter().any(|info| info.revoked == Revoked::Key(identity.certificate().key)), "{revoked:?}");

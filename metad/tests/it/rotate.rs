@@ -161,7 +161,7 @@ impl Changing {
 
     async fn done(&self, of: usize, step: SignedTrust, force: bool) -> Vec<String> {
         match self.admin(of, AdminRequest::SetTrust { step, force }).await {
-            AdminReply::Told(lines) => lines,
+            AdminReply::Report(lines) => lines,
             other => panic!("{other:?}"),
         }
     }
@@ -207,9 +207,6 @@ fn issuer(ca: &ClusterCa) -> Arc<IssuerKey> {
     Arc::new(IssuerKey::create(ca, "metad", &ROLES).unwrap())
 }
 
-/// A client that was refused while the older CA was given up is served again within this time.
-const SERVED_AGAIN: Duration = Duration::from_secs(5);
-
 /// A client that renews its certificate, and works all the time.
 struct Worker {
     endpoint: Endpoint,
@@ -247,7 +244,7 @@ impl Worker {
 
     /// Asks the leader, and fails if nobody answers for as long as an election takes, or if its session ends.
     async fn ask(&self, request: &MetaRequest) -> MetaReply {
-        let (started, mut refused) = (Instant::now(), None);
+        let started = Instant::now();
         loop {
             for addr in &self.metads {
                 let peer = self.endpoint.peer(*addr, Role::Metad);
@@ -255,9 +252,6 @@ impl Worker {
                     Ok((MetaReply::NotLeader { .. }, _)) => {}
                     Ok((reply, _)) => return reply,
                     Err(Error::NotSent { .. } | Error::Unanswered { .. } | Error::Busy { .. }) => {}
-                    // Refused with the finish, it asks again, and is served within a moment.
-                    Err(Error::WrongCluster { .. })
-                        if refused.get_or_insert_with(Instant::now).elapsed() < SERVED_AGAIN => {}
                     Err(error) => {
                         let own = self.endpoint.identity();
                         let below = own.certificate().authority;

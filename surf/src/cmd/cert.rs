@@ -174,7 +174,7 @@ impl Cert {
 
 fn tell(reply: AdminReply) -> Result<()> {
     match reply {
-        AdminReply::Told(lines) => lines.iter().for_each(|line| say!("{line}")),
+        AdminReply::Report(lines) => lines.iter().for_each(|line| say!("{line}")),
         other => bail!("metad answered {other:?} to a revocation"),
     }
     Ok(())

@@ -110,7 +110,7 @@ impl Cluster {
                 say!("copy {} to a metad, name it there as `issuer` in metad.toml, and start it again", file.display());
             }
             Command::Remove { access, id } => {
-                if let AdminReply::Told(lines) = access.ask(AdminRequest::RemoveMetad { id: MetadId(id) }).await? {
+                if let AdminReply::Report(lines) = access.ask(AdminRequest::RemoveMetad { id: MetadId(id) }).await? {
                     lines.iter().for_each(|line| say!("{line}"));
                 }
                 say!("metad-{id} removed; it can be stopped now");

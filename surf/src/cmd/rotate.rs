@@ -113,8 +113,8 @@ impl Rotate {
             return show(&status, self.json);
         }
         let bundle = self.access.bundle()?;
-        let (step, told) = match &self.step.new {
-            Some(dir) => (begin(&bundle, dir, &status.trust, self.stolen)?, told_new(dir)),
+        let (step, next) = match &self.step.new {
+            Some(dir) => (begin(&bundle, dir, &status.trust, self.stolen)?, next_steps(dir)),
             None => (end(&bundle.identity, &status.trust, !self.step.abort)?, String::new()),
         };
         let Some(step) = step else {
@@ -124,11 +124,11 @@ impl Rotate {
         // Metads look at who has moved, and wait for those who do not answer.
         let limit = limit.max(Duration::from_secs(30));
         match admin.ask_admin(AdminRequest::SetTrust { step, force: self.force }, limit).await? {
-            AdminReply::Told(lines) => lines.iter().for_each(|line| say!("{line}")),
+            AdminReply::Report(lines) => lines.iter().for_each(|line| say!("{line}")),
             other => bail!("metad answered {other:?} to a change of the CA"),
         }
-        if !told.is_empty() {
-            say!("{told}");
+        if !next.is_empty() {
+            say!("{next}");
         }
         Ok(())
     }
@@ -137,7 +137,7 @@ impl Rotate {
 /// Changes of the CA that an operator's bundle may have missed.
 const VERSIONS_AHEAD_MAX: u64 = 1_000;
 
-fn told_new(dir: &Path) -> String {
+fn next_steps(dir: &Path) -> String {
     format!(
         "now make an issuer for each metad with {}/{CA_FILE} by `surf cluster issuer`, and put it in the place of the old one: \
          the metad takes it; use {}/{BUNDLE_FILE} from then on",

@@ -26,7 +26,7 @@ pub enum AdminRequest {
         addr: SocketAddr,
     },
     /// Remove a metad from the cluster, and refuse its certificate. Answers `Done` once the others go on without it, or
-    /// `Told` if its certificate is not refused.
+    /// `Report` if its certificate is not refused.
     RemoveMetad {
         /// Its id.
         id: MetadId,
@@ -120,7 +120,7 @@ pub enum AdminRequest {
     },
     /// The certificates that were issued, and those that are revoked. Answers `Certs`.
     Certs,
-    /// Refuse certificates from now on. Answers `Told`, with what was done.
+    /// Refuse certificates from now on. Answers `Report`, with what was done.
     RevokeCert {
         /// Which ones.
         target: CertTarget,
@@ -129,7 +129,7 @@ pub enum AdminRequest {
         /// Why, for people.
         reason: String,
     },
-    /// Refuse certificates no more. Answers `Told`, with what was done.
+    /// Refuse certificates no more. Answers `Report`, with what was done.
     AllowCert {
         /// Which ones.
         target: CertTarget,
@@ -152,7 +152,7 @@ pub enum AdminRequest {
     },
     /// Which CAs are trusted, and who has no certificate of the newest one yet. Answers `Rotation`.
     Rotation,
-    /// Trust other CAs from now on. Repeated for the same ones, it changes nothing. Answers `Told`.
+    /// Trust other CAs from now on. Repeated for the same ones, it changes nothing. Answers `Report`.
     SetTrust {
         /// Which ones, signed by the operator who asks.
         step: SignedTrust,
@@ -214,8 +214,8 @@ pub enum AdminReply {
     Tokens(Vec<TokenInfo>),
     /// The certificates.
     Certs(Box<CertList>),
-    /// What was done, one line each.
-    Told(Vec<String>),
+    /// What was done, a line for each step.
+    Report(Vec<String>),
     /// Records of the audit.
     Audit(AuditRecords),
     /// The CAs, and who is to move.

@@ -343,7 +343,7 @@ async fn a_node_hears_of_the_end_of_its_certificate_from_its_peers_whatever_its_
     let client = Endpoint::bind(any(), &pair.client(2)).unwrap();
     let ended = pair.ask(&client).await;
     assert!(matches!(ended, Err(Error::Ended { .. })), "{ended:?}");
-    tokio::time::timeout(LIMIT, client.told_ended()).await.unwrap();
+    tokio::time::timeout(LIMIT, client.certificate_ended()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

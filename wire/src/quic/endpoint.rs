@@ -146,7 +146,7 @@ impl Endpoint {
     }
 
     /// Waits until a peer has said, since the last call, that the certificate of this node has ended. Cancel-safe.
-    pub async fn told_ended(&self) {
+    pub async fn certificate_ended(&self) {
         self.socket.credentials().ended().notified().await;
     }
 

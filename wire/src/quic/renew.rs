@@ -106,7 +106,7 @@ impl Ways {
 /// # Errors
 /// Why the last metad has not renewed it, or the one that knew more.
 pub async fn renew(endpoint: &Endpoint, metads: &[SocketAddr]) -> Result<Identity, RenewError> {
-    let mut told = RenewError::Unanswered(Error::Closed);
+    let mut reported = RenewError::Unanswered(Error::Closed);
     let (mut ways, mut asked) = (Ways::of(endpoint, metads), 0);
     while let Some(addr) = ways.0.get(asked).copied() {
         asked += 1;
@@ -128,11 +128,11 @@ pub async fn renew(endpoint: &Endpoint, metads: &[SocketAddr]) -> Result<Identit
         if failed.is_too_early() {
             return Err(failed);
         }
-        if rank(&failed) >= rank(&told) {
-            told = failed;
+        if rank(&failed) >= rank(&reported) {
+            reported = failed;
         }
     }
-    Err(told)
+    Err(reported)
 }
 
 /// Asks a metad whether other CAs are to be trusted, and trusts them. Returns none if it has not answered, otherwise this
@@ -267,7 +267,7 @@ enum Woken {
     /// It has passed.
     Passed,
     /// A peer says that our certificate has ended.
-    ToldEnded,
+    CertificateEnded,
     /// Other CAs are trusted.
     TrustChanged,
 }
@@ -288,7 +288,7 @@ impl<R: Renewing> Follower<'_, R> {
             let next = self.asked + LOOK_EVERY;
             let is_hinted = tokio::select! {
                 () = self.endpoint.trust_hinted() => true,
-                () = self.endpoint.told_ended(), if heeds_end => return Woken::ToldEnded,
+                () = self.endpoint.certificate_ended(), if heeds_end => return Woken::CertificateEnded,
                 () = tokio::time::sleep_until(until.min(next)) => {
                     if next > until {
                         return Woken::Passed;
@@ -326,7 +326,7 @@ pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
         let look_every = (Duration::from_nanos(life) / 50).clamp(FIRST_PAUSE, LOOK_EVERY);
         // Something was tried already if there is a backoff.
         while backoff.is_none() && !is_due(&endpoint.identity(), Timestamp::now()) {
-            if follower.pause(look_every, true).await == Woken::ToldEnded {
+            if follower.pause(look_every, true).await == Woken::CertificateEnded {
                 break;
             }
         }

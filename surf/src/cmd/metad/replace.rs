@@ -160,7 +160,7 @@ impl Replace {
 async fn change(admin: &Admin, request: AdminRequest, patience: Duration) -> Result<()> {
     match admin.ask_admin(request, CHANGE_LIMIT.max(patience)).await? {
         AdminReply::Done => Ok(()),
-        AdminReply::Told(lines) => {
+        AdminReply::Report(lines) => {
             lines.iter().for_each(|line| say!("{line}"));
             Ok(())
         }
