@@ -7,8 +7,8 @@
 //! acknowledged ([`Kernel::drop_pages`]). That waits for reads under way, so there is a limit to it.
 
 use crate::ordered::{Ordered, Rank};
+use crate::recent::lru;
 use lru::LruCache;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
@@ -23,7 +23,7 @@ pub(crate) const KERNEL_TRUST_ALONE: Duration = Duration::from_secs(1);
 /// An answer may reach the kernel this much later than it is given, and the kernel's clock is coarse.
 pub(crate) const BELIEF_MARGIN: Duration = Duration::from_millis(50);
 /// The number of inodes for which it is remembered what the kernel was given.
-const GIVEN_MAX: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
+const GIVEN_MAX: usize = 65_536;
 /// Notices that wait for the kernel; beyond it, older ones are dropped.
 const NOTICES_MAX: usize = 1024;
 
@@ -90,7 +90,7 @@ pub(crate) struct Beliefs {
 
 impl Default for Beliefs {
     fn default() -> Self {
-        Self { given: LruCache::new(GIVEN_MAX), given_others: None, given_alone: None }
+        Self { given: lru(GIVEN_MAX), given_others: None, given_alone: None }
     }
 }
 
@@ -134,7 +134,7 @@ pub(crate) struct Kernel {
 
 impl Default for Kernel {
     fn default() -> Self {
-        Self { pages: Ordered::new(Rank::Kernel, LruCache::new(GIVEN_MAX)), notices: broadcast::channel(NOTICES_MAX).0 }
+        Self { pages: Ordered::new(Rank::Kernel, lru(GIVEN_MAX)), notices: broadcast::channel(NOTICES_MAX).0 }
     }
 }
 
@@ -212,7 +212,7 @@ mod tests {
         beliefs.note(Ino(7), now);
         assert_eq!(beliefs.until(Ino(7)), Some(now + KERNEL_TRUST + BELIEF_MARGIN));
         assert_eq!(beliefs.until(Ino(8)), None);
-        for ino in 0..GIVEN_MAX.get() as u64 {
+        for ino in 0..GIVEN_MAX as u64 {
             beliefs.note(Ino(1000 + ino), now + KERNEL_TRUST);
         }
         assert_eq!(beliefs.until(Ino(7)), Some(now + KERNEL_TRUST + BELIEF_MARGIN), "it counts as one of the others");

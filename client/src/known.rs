@@ -30,11 +30,8 @@ pub use names::Place;
 pub use pins::Pinned;
 
 use crate::ordered::{Ordered, Rank};
-use lru::LruCache;
 use state::State;
 use std::collections::HashMap;
-use std::hash::Hash;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -75,10 +72,6 @@ pub enum NameState {
     Absent,
     /// Not known.
     Unknown,
-}
-
-pub(crate) fn lru<K: Hash + Eq, V>(count: usize) -> LruCache<K, V> {
-    LruCache::new(NonZeroUsize::new(count).expect("not zero"))
 }
 
 /// Counts down by one. True when it was the last.

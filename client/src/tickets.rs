@@ -2,9 +2,9 @@
 //! latter for what they have stored.
 
 use crate::ordered::{Ordered, Rank};
+use crate::recent::lru;
 use lru::LruCache;
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -70,11 +70,10 @@ impl Tickets {
     /// Begins without any.
     #[must_use]
     pub fn new(are_needed: bool) -> Self {
-        let most = NonZeroUsize::new(TICKETS_MAX).expect("not zero");
         Self {
             are_needed: AtomicBool::new(are_needed),
-            tickets: Ordered::new(Rank::Leaf, OfBlocks { blocks: LruCache::new(most), count: 0 }),
-            receipts: Ordered::new(Rank::Leaf, LruCache::new(most)),
+            tickets: Ordered::new(Rank::Leaf, OfBlocks { blocks: lru(TICKETS_MAX), count: 0 }),
+            receipts: Ordered::new(Rank::Leaf, lru(TICKETS_MAX)),
         }
     }
 

@@ -5,6 +5,7 @@ use super::disk::DiskCache;
 use super::layout::{Holder, Layouts};
 use crate::network::Blockd;
 use crate::ordered::{Ordered, Rank};
+use crate::recent::lru;
 use crate::tickets::Tickets;
 use bytes::Bytes;
 use futures::future::{BoxFuture, Shared};
@@ -12,7 +13,6 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use lru::LruCache;
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
@@ -71,7 +71,7 @@ struct Parts(LruCache<BlockHash, u32>);
 
 impl Parts {
     fn new() -> Self {
-        Self(LruCache::new(NonZeroUsize::new(PARTED_COUNT).expect("not zero")))
+        Self(lru(PARTED_COUNT))
     }
 
     /// Returns whether to fetch this part rather than the whole block. Nobody knows how many parts will be wanted. A

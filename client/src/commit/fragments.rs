@@ -1,9 +1,9 @@
 //! Chunks that commits have found to be in many pieces, until they are compacted.
 
 use crate::ordered::{Ordered, Rank};
+use crate::recent::lru;
 use lru::LruCache;
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use tokio::sync::Notify;
 use wire::ids::{ChunkIndex, Ino};
 
@@ -27,8 +27,7 @@ struct Chunks {
 
 impl Default for Fragments {
     fn default() -> Self {
-        let settled = LruCache::new(NonZeroUsize::new(SETTLED_MAX).expect("not zero"));
-        let chunks = Chunks { waiting: BTreeMap::new(), settled };
+        let chunks = Chunks { waiting: BTreeMap::new(), settled: lru(SETTLED_MAX) };
         Self { chunks: Ordered::new(Rank::Leaf, chunks), added: Notify::new() }
     }
 }

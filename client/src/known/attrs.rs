@@ -1,6 +1,7 @@
 //! Attributes of inodes, and where the content of small files is stored, as metad answered. Pure.
 
-use super::{INODES_MAX, lru};
+use super::INODES_MAX;
+use crate::recent::lru;
 use lru::LruCache;
 use wire::attr::{FileKind, InodeAttr};
 use wire::ids::{Ino, Version};

@@ -3,7 +3,8 @@
 //! A logical clock counts recalls and changes. An answer is cached only if nothing that it is about was recalled, or
 //! changed here, since the [`Mark`] that was taken before it was asked for.
 
-use super::{INODES_MAX, Now, lru};
+use super::{INODES_MAX, Now};
+use crate::recent::lru;
 use lru::LruCache;
 use std::time::Duration;
 use tokio::time::Instant;

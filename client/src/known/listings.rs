@@ -1,6 +1,7 @@
 //! Pages of directories, as metad answered. Pure.
 
-use super::{Mark, lru};
+use super::Mark;
+use crate::recent::lru;
 use lru::LruCache;
 use std::sync::Arc;
 use wire::ids::Ino;

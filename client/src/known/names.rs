@@ -1,7 +1,8 @@
 //! Where names lead: [`Names`] as metad answered under leases, [`Places`] as they were last seen. `Places` also leads
 //! from an inode to a name. Pure.
 
-use super::{INODES_MAX, Mark, lru};
+use super::{INODES_MAX, Mark};
+use crate::recent::lru;
 use lru::LruCache;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -1,7 +1,8 @@
 //! Walks through a tree (`find`, `rm -r`, `du`, a backup), and lookups of one name after the other in a directory: for
 //! both, many entries are asked for ahead with one question. Pure.
 
-use super::{Listed, lru};
+use super::Listed;
+use crate::recent::lru;
 use lru::LruCache;
 use std::collections::HashMap;
 use std::sync::Arc;

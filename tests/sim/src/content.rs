@@ -11,7 +11,7 @@ const LARGE_PIECES: u32 = 320;
 pub const SLOT: u64 = LARGE_PIECES as u64 * PIECE as u64;
 
 /// A piece, identified by its write and its index there.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Piece {
     /// Number of the write.
     pub write: u32,
@@ -44,17 +44,20 @@ pub fn bytes(write: u32, large: bool) -> Vec<u8> {
 /// # Errors
 /// Returns bytes that were never written.
 pub fn parse(content: &[u8]) -> Result<Vec<Option<Piece>>, String> {
-    let parse = |bytes: &[u8]| {
-        if bytes.iter().all(|byte| *byte == 0) {
-            return Ok(None);
+    let parse = |bytes: &[u8]| match bytes {
+        [b'<', write @ .., b'.', a, b, c, d, e, b'>'] if write.len() == 8 => {
+            let piece = number(write).zip(number(&[*a, *b, *c, *d, *e]));
+            piece.map(|(write, index)| Some(Piece { write, index }))
         }
-        let text = std::str::from_utf8(bytes).ok();
-        let numbers = text.and_then(|text| text.strip_prefix('<')?.strip_suffix('>')?.split_once('.'));
-        let piece =
-            numbers.and_then(|(write, index)| Some(Piece { write: write.parse().ok()?, index: index.parse().ok()? }));
-        piece.map(Some).ok_or_else(|| format!("nobody wrote {:?}", String::from_utf8_lossy(bytes)))
+        bytes => bytes.iter().all(|byte| *byte == 0).then_some(None),
     };
-    content.chunks(PIECE).map(parse).collect()
+    let judged = |bytes| parse(bytes).ok_or_else(|| format!("nobody wrote {:?}", String::from_utf8_lossy(bytes)));
+    content.chunks(PIECE).map(judged).collect()
+}
+
+/// Returns the number that a few decimal digits say.
+fn number(digits: &[u8]) -> Option<u32> {
+    digits.iter().try_fold(0, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + u32::from(digit - b'0')))
 }
 
 /// Returns how often each piece is there.

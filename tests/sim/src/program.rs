@@ -9,7 +9,7 @@ use crate::truth::Truth;
 use client::NewNode;
 use client::{Client, Handle, OpenFlags, Opened, Wait};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -36,8 +36,8 @@ pub struct Scene {
     pub truth: Arc<Mutex<Truth>>,
     /// Since when each client has held its leases.
     pub leases: Arc<Leases>,
-    /// Returns whether a piece is in a file as it is committed.
-    pub in_file: Box<dyn Fn(Ino, content::Piece) -> bool + Send + Sync>,
+    /// Returns the pieces that are in a file as it is committed.
+    pub pieces_in: Box<dyn Fn(Ino) -> HashSet<content::Piece> + Send + Sync>,
 }
 
 /// An open file of a program.
@@ -251,8 +251,8 @@ impl Program {
         let mut history = self.scene.history.lock();
         for number in &open.writes {
             let Some(write) = history.writes.get_mut(number) else { continue };
-            let all = (0..write.pieces)
-                .all(|index| (self.scene.in_file)(write.ino, content::Piece { write: *number, index }));
+            let in_file = (self.scene.pieces_in)(write.ino);
+            let all = (0..write.pieces).all(|index| in_file.contains(&content::Piece { write: *number, index }));
             write.durable.get_or_insert(now);
             write.in_place |= all;
         }

@@ -18,7 +18,7 @@ use client::{Client, ClientConfig};
 use kit::chance::Chance;
 use metad::fs::check::check;
 use parking_lot::Mutex;
-use std::cell::RefCell;
+use std::cell::{LazyCell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Once, Weak};
 use std::time::{Duration, SystemTime};
@@ -160,9 +160,10 @@ impl World {
             seen.lock().see(stamped, reply);
         }));
         let looked_at = cluster.clone();
-        let in_file = move |ino: Ino, piece: Piece| {
+        let pieces_in = move |ino: Ino| {
             let content = looked_at.agreement().with_newest(|kv| content_of(kv, looked_at.blocks(), ino));
-            content.is_ok_and(|content| content::parse(&content).is_ok_and(|pieces| pieces.contains(&Some(piece))))
+            let pieces = content.and_then(|content| content::parse(&content)).unwrap_or_default();
+            pieces.into_iter().flatten().collect()
         };
         let leases = Arc::<Leases>::default();
         let mut machines = Vec::new();
@@ -176,7 +177,7 @@ impl World {
         }
         let begun = Instant::now();
         let (history, keeps_dirs_open) = (Mutex::new(History::default()), plan.theme != Theme::Anything);
-        let scene = Arc::new(Scene { begun, keeps_dirs_open, history, truth, leases, in_file: Box::new(in_file) });
+        let scene = Arc::new(Scene { begun, keeps_dirs_open, history, truth, leases, pieces_in: Box::new(pieces_in) });
         let calm_from = calm_from(&plan, begun);
         Ok(Self { plan, begun, cluster, machines, scene, trace, calm_from })
     }
@@ -332,9 +333,10 @@ impl World {
             if write.durable.is_some() {
                 continue;
             }
+            let in_file = LazyCell::new(|| (self.scene.pieces_in)(write.ino));
             let stored = |index: u32| {
-                let piece = Piece { write: *number, index };
-                machine.disk.contains(&content::piece(*number, index)) || (self.scene.in_file)(write.ino, piece)
+                machine.disk.contains(&content::piece(*number, index))
+                    || in_file.contains(&Piece { write: *number, index })
             };
             write.lost |= !(0..write.pieces).all(stored);
         }
