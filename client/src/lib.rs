@@ -12,7 +12,7 @@
 //!   part of its file;
 //! - `known` answers in metad's place under leases, `kernel` remembers what the kernel was given, `meta` talks to
 //!   metad, `block` to the block daemons, both through `network`. `work` runs on when its caller is gone; `ordered` has
-//!   the lock order, and `recent` are caches with a bound.
+//!   the lock order, and `recent` makes caches with a bound.
 //!
 //! Every operation can be called from any thread of a multi-threaded tokio runtime. An operation that has begun runs to
 //! its end though its caller is dropped, unless its documentation says otherwise; it ends when the client itself is

@@ -67,9 +67,9 @@ impl Service for Server {
         matches!(request.kind(), Ok(MetaRequestKind::Renew))
     }
 
-    fn refused(&self, addr: SocketAddr, subject: &Subject) {
+    fn refused(&self, addr: SocketAddr, subject: &Subject, reason: &str) {
         let who = format!("{} {}", subject.role, subject.name);
-        self.shared.refused.add(self.shared.clock.now(), &who, addr, "its certificate is revoked");
+        self.shared.refused.add(self.shared.clock.now(), &who, addr, reason);
     }
 
     async fn enroll(self: Arc<Self>, addr: SocketAddr, request: EnrollRequest) -> EnrollReply {

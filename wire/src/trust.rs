@@ -62,7 +62,7 @@ impl Trust {
         Self { cluster, version: 0, authorities: Vec::new(), remembered_only: false }
     }
 
-    /// Checks what can be known without others: these are CAs of the cluster, and can be told from each other.
+    /// Checks what can be checked without other nodes: these are CAs of the cluster, with different names.
     ///
     /// # Errors
     /// [`Error::Malformed`], with the reason.

@@ -42,8 +42,8 @@ async fn is_refused(endpoint: &Endpoint, node: &Node, request: &BlockRequest) ->
     }
 }
 
-/// A cluster of a leader and a block daemon, whose heartbeats are so rare that it must be told of each change.
-struct Notified {
+/// A leader and a block daemon. The daemon sends so few heartbeats that it learns of a change only when notified.
+struct Cluster {
     ca: ClusterCa,
     leader: Arc<Metad>,
     leading: Endpoint,
@@ -53,7 +53,7 @@ struct Notified {
     configured: Mutex<Option<Identity>>,
 }
 
-impl Notified {
+impl Cluster {
     fn new() -> Self {
         let ca = ClusterCa::create("t").unwrap();
         let (leader, leading, serving) = serve(&ca, Metad { epoch: Mutex::new(1), ..Metad::default() });
@@ -76,10 +76,10 @@ impl Notified {
         *self.leader.revoked.lock().unwrap() = Revocations { version, list };
     }
 
-    /// Has a metad, which may be any, tell of a list.
-    async fn tell(&self, node: &Node, version: u64) {
-        let told = ask(&caller(&self.ca, Role::Metad), node, &BlockRequest::RevokedChanged { version }).await;
-        assert!(matches!(told, Ok(BlockReply::Done)), "{told:?}");
+    /// Sends the daemon a notification from some metad.
+    async fn notify(&self, node: &Node, version: u64) {
+        let notified = ask(&caller(&self.ca, Role::Metad), node, &BlockRequest::RevokedChanged { version }).await;
+        assert!(matches!(notified, Ok(BlockReply::Done)), "{notified:?}");
     }
 
     fn file(&self) -> Box<Path> {
@@ -89,7 +89,7 @@ impl Notified {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_daemon_refuses_what_is_revoked_when_it_is_told_and_after_a_restart() {
-    let cluster = Notified::new();
+    let cluster = Cluster::new();
     let node = cluster.start().await;
     let victim = bound(&cluster.ca, Role::Client, "victim");
     let daemon = bound(&cluster.ca, Role::Blockd, "taken-over");
@@ -104,7 +104,7 @@ async fn a_block_daemon_refuses_what_is_revoked_when_it_is_told_and_after_a_rest
     }
     assert!(!is_refused(&victim, &node, &BlockRequest::Status).await);
     let begun = Instant::now();
-    cluster.tell(&node, 7).await;
+    cluster.notify(&node, 7).await;
     until("it refuses both", async || {
         is_refused(&victim, &node, &BlockRequest::Status).await && is_refused(&daemon, &node, &chord).await
     })
@@ -130,7 +130,7 @@ async fn a_block_daemon_refuses_what_is_revoked_when_it_is_told_and_after_a_rest
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_one_metad_says_of_what_is_revoked_the_leader_decides() {
-    let cluster = Notified::new();
+    let cluster = Cluster::new();
     let (honest, victim) = (bound(&cluster.ca, Role::Client, "honest"), bound(&cluster.ca, Role::Client, "victim"));
     // Left by one that believed any metad.
     let poisoned = Revocations { version: u64::MAX, list: vec![all_of(Role::Client, "honest")] };
@@ -140,20 +140,20 @@ async fn whatever_one_metad_says_of_what_is_revoked_the_leader_decides() {
     until("it refuses what the leader says", async || is_refused(&victim, &node, &BlockRequest::Status).await).await;
     assert!(!is_refused(&honest, &node, &BlockRequest::Status).await);
     for version in [u64::MAX, 0, 4] {
-        cluster.tell(&node, version).await;
+        cluster.notify(&node, version).await;
     }
     cluster.says(4, Vec::new());
-    cluster.tell(&node, 4).await;
+    cluster.notify(&node, 4).await;
     until("it follows the leader", async || !is_refused(&victim, &node, &BlockRequest::Status).await).await;
     let reported = || cluster.leader.heard.lock().unwrap().last().unwrap().revoked.version;
-    cluster.tell(&node, 5).await;
+    cluster.notify(&node, 5).await;
     until("its heartbeats say which list it has", async || reported() == 4).await;
     node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_the_right_version_that_the_leader_does_not_have_is_replaced() {
-    let cluster = Notified::new();
+    let cluster = Cluster::new();
     let (honest, victim) = (bound(&cluster.ca, Role::Client, "honest"), bound(&cluster.ca, Role::Client, "victim"));
     // Left by a metad that has led for a moment, or has said so.
     let other = Revocations { version: 3, list: vec![all_of(Role::Client, "honest")] };
@@ -170,7 +170,7 @@ async fn a_list_of_the_right_version_that_the_leader_does_not_have_is_replaced()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_could_not_be_written_is_written_after_a_later_heartbeat() {
-    let cluster = Notified::new();
+    let cluster = Cluster::new();
     let victim = bound(&cluster.ca, Role::Client, "victim");
     // A directory in its place: nothing is renamed over it.
     std::fs::create_dir_all(cluster.file().join("in-the-way")).unwrap();
@@ -180,14 +180,14 @@ async fn a_list_that_could_not_be_written_is_written_after_a_later_heartbeat() {
     assert!(cluster.file().is_dir());
     std::fs::remove_dir_all(cluster.file()).unwrap();
     // A reason for a heartbeat: there is no other list.
-    cluster.tell(&node, 2).await;
+    cluster.notify(&node, 2).await;
     until("the list is on disk", async || cluster.file().is_file()).await;
     node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_metad_that_speaks_of_other_lists_without_end_causes_two_heartbeats_a_second() {
-    let cluster = Notified::new();
+    let cluster = Cluster::new();
     let node = cluster.start().await;
     let heard = || cluster.leader.heard.lock().unwrap().len();
     let (begun, first) = (Instant::now(), heard());
@@ -195,7 +195,7 @@ async fn a_metad_that_speaks_of_other_lists_without_end_causes_two_heartbeats_a_
         if begun.elapsed() > Duration::from_secs(2) {
             break;
         }
-        cluster.tell(&node, version).await;
+        cluster.notify(&node, version).await;
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // Whatever the machine does meanwhile, they are no more than the time allows.
@@ -204,14 +204,14 @@ async fn a_metad_that_speaks_of_other_lists_without_end_causes_two_heartbeats_a_
     // The truth arrives all the same.
     let victim = bound(&cluster.ca, Role::Client, "victim");
     cluster.says(7, vec![all_of(Role::Client, "victim")]);
-    cluster.tell(&node, 7).await;
+    cluster.notify(&node, 7).await;
     until("it refuses what the leader says", async || is_refused(&victim, &node, &BlockRequest::Status).await).await;
     node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_is_damaged_on_disk_is_asked_for_anew_and_stops_nothing() {
-    let cluster = Notified::new();
+    let cluster = Cluster::new();
     let victim = bound(&cluster.ca, Role::Client, "victim");
     std::fs::write(cluster.file(), "damaged").unwrap();
     cluster.says(1, vec![all_of(Role::Client, "victim")]);
@@ -222,7 +222,7 @@ async fn a_list_that_is_damaged_on_disk_is_asked_for_anew_and_stops_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_daemon_moves_to_a_new_ca_serves_both_meanwhile_and_then_the_new_one_alone_also_after_a_restart() {
-    let cluster = Notified::new();
+    let cluster = Cluster::new();
     let node = cluster.start().await;
     let new = ClusterCa::succeeding("t", cluster.ca.cluster_id().unwrap()).unwrap();
     let trust = |version, of: &[&ClusterCa]| {
@@ -241,7 +241,7 @@ async fn a_block_daemon_moves_to_a_new_ca_serves_both_meanwhile_and_then_the_new
     *cluster.leader.steps.lock().unwrap() = vec![begun.clone()];
     cluster.leading.trust_signed(std::slice::from_ref(&begun)).unwrap().unwrap();
     cluster.says(1, Vec::new());
-    cluster.tell(&node, 1).await;
+    cluster.notify(&node, 1).await;
     until("it serves clients of both", async || {
         ask(&old_client, &node, &BlockRequest::Status).await.is_ok()
             && ask(&new_client, &node, &BlockRequest::Status).await.is_ok()
@@ -257,7 +257,7 @@ async fn a_block_daemon_moves_to_a_new_ca_serves_both_meanwhile_and_then_the_new
     *cluster.leader.steps.lock().unwrap() = vec![begun, finished];
     cluster.says(2, Vec::new());
     let begun = Instant::now();
-    cluster.tell(&node, 2).await;
+    cluster.notify(&node, 2).await;
     until("the old one is refused", async || ask(&old_client, &node, &BlockRequest::Status).await.is_err()).await;
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     ask(&new_client, &node, &BlockRequest::Status).await.unwrap();

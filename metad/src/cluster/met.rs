@@ -90,7 +90,7 @@ impl Shared {
                 let own = self.endpoint.identity();
                 Some((own.subject().clone(), own.certificate().clone()))
             } else {
-                self.endpoint.peer(member.addr, Role::Metad).met(MEET_LIMIT).await
+                self.endpoint.peer(member.addr, Role::Metad).certificate(MEET_LIMIT).await
             };
             Met { id: member.id, addr: member.addr, shown }
         });

@@ -159,13 +159,15 @@ impl Server {
         }
         let lines = list.iter().map(|revoked| format!("{revoked} is not refused any more")).collect();
         let asker = asker(peer);
-        for revoked in &list {
-            log(&note(&asker, AuditEvent::Allowed, revoked.to_string(), ""));
-        }
+        let records: Vec<_> =
+            list.iter().map(|revoked| note(&asker, AuditEvent::Allowed, revoked.to_string(), "")).collect();
         let reply = self.shared.propose(Command::Allow { list, asker }).await?;
         self.shared.revoked_changed.notify_waiters();
         Ok(match outcome(reply)? {
-            Ok(()) => AdminReply::Report(lines),
+            Ok(()) => {
+                records.iter().for_each(log);
+                AdminReply::Report(lines)
+            }
             Err(reason) => AdminReply::Failed(reason),
         })
     }
@@ -176,9 +178,12 @@ impl Server {
             return Ok(AdminReply::Failed(format!("certificates live for {least} s to {most} days")));
         }
         let asker = asker(peer);
-        log(&note(&asker, AuditEvent::LifeSet, format!("{} s", ms / 1_000), ""));
+        let record = note(&asker, AuditEvent::LifeSet, format!("{} s", ms / 1_000), "");
         Ok(match outcome(self.shared.propose(Command::SetCertLife { ms, asker }).await?)? {
-            Ok(()) => AdminReply::Done,
+            Ok(()) => {
+                log(&record);
+                AdminReply::Done
+            }
             Err(reason) => AdminReply::Failed(reason),
         })
     }

@@ -56,7 +56,7 @@ impl Step {
 }
 
 impl Server {
-    /// Tells how the CAs that are trusted have come to be, to somebody who knows those of a version.
+    /// Returns the signed steps to the CAs trusted now, or none if the asker's version is not older.
     pub(super) fn trust_steps(&self, version: u64) -> MetaReply {
         let is_news = self.shared.endpoint.identity().trust().version > version;
         let steps = if is_news { trust::steps(&**self.shared.consensus.state()) } else { Vec::new() };
@@ -87,7 +87,7 @@ impl Server {
             Err(reason) => return Ok(AdminReply::Failed(reason)),
         };
         let reply = self.shared.propose_by(None, &asker(peer), Change::SetTrust(step)).await?;
-        // Whoever spreads it need not wait for its next look.
+        // Wakes the task that spreads the change (`revocations::run`).
         self.shared.revoked_changed.notify_waiters();
         if reply != CommandReply::Done {
             return Ok(AdminReply::Failed("another operator was faster: see --status, and try again".to_owned()));
@@ -97,7 +97,7 @@ impl Server {
         Ok(AdminReply::Report(what.report(&next)))
     }
 
-    /// Checks that those who work go on when the older CA is not trusted any more.
+    /// Checks that nobody is locked out when the older CA is not trusted any more.
     async fn check_moved(&self, force: bool) -> Result<(), String> {
         let status = self.rotation_status().await;
         let newest = status.trust.newest();
@@ -155,7 +155,8 @@ fn shown(one: &Unmoved) -> String {
     format!("{} {}{away}", subject.role, subject.name)
 }
 
-/// Decides whether a step may follow, whoever has moved, and what it does.
+/// Checks that a step may follow the present one and is signed by the right operators. Returns which step it is. Does not check
+/// who has moved.
 fn judge(before: &Trust, next: &Trust, step: &SignedTrust, peer: &PeerIdentity) -> Result<Step, String> {
     if next.cluster != before.cluster {
         return Err("these are CAs of another cluster".to_owned());
@@ -169,7 +170,10 @@ fn judge(before: &Trust, next: &Trust, step: &SignedTrust, peer: &PeerIdentity) 
     match (before.authorities.as_slice(), next.authorities.as_slice()) {
         ([old], [first, new]) if old == first => {
             if !is_signed_below(std::slice::from_ref(old)) || step.signers(std::slice::from_ref(new)).is_empty() {
-                return Err("an operator of each CA signs this, one of them the one who asks".to_owned());
+                return Err(
+                    "this needs signatures of an operator of each CA: ask with an operator's bundle of the older CA"
+                        .to_owned(),
+                );
             }
             Ok(Step::Begin)
         }
@@ -190,8 +194,8 @@ fn judge(before: &Trust, next: &Trust, step: &SignedTrust, peer: &PeerIdentity) 
 }
 
 impl Shared {
-    /// Returns the CAs that are trusted, by the state that is applied here. If this node has an identity of another CA, which
-    /// was made for it by hand, that counts.
+    /// Returns the trusted CAs in the applied state; or those of this node's identity, if that was put here by hand and is of
+    /// another CA.
     fn trusted(&self) -> Trust {
         let own = self.endpoint.identity();
         let known = trust::trust(&**self.consensus.state()).unwrap_or_else(|| Trust::original(own.cluster_id()));
@@ -215,11 +219,11 @@ impl Shared {
         join_all(self.consensus.members().into_iter().take(METADS_MAX).map(ask)).await
     }
 
-    /// Returns who shows no certificate of this CA.
+    /// Returns the nodes, sessions and issued identities without a certificate of this CA.
     async fn unmoved(&self, newest: AuthorityId) -> Vec<Unmoved> {
         let state = &**self.consensus.state();
         let meet = |addr: SocketAddr, role, what, usual: String| async move {
-            let met = self.endpoint.peer(addr, role).met_below(newest, MEET_LIMIT).await;
+            let met = self.endpoint.peer(addr, role).certificate_below(newest, MEET_LIMIT).await;
             (what, addr, usual, role, met)
         };
         let metads = self.consensus.members().into_iter().filter(|member| member.id != self.config.id);

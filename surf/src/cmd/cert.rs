@@ -29,8 +29,8 @@ pub struct Cert {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Those that the cluster has issued by token, and what is revoked. Identities that were made with ca.pem are not
-    /// known to the cluster.
+    /// Those that the cluster has issued, by token or by renewal, and what is revoked. An identity made with ca.pem is listed
+    /// once the cluster has renewed it.
     List {
         #[command(flatten)]
         access: Access,
@@ -158,10 +158,10 @@ impl Cert {
                 other => bail!("metad answered {other:?} when asked for its certificates"),
             },
             Command::Revoke { access, which, force, reason } => {
-                tell(access.ask(AdminRequest::RevokeCert { target: which.target(), force, reason }).await?)?;
+                print_report(access.ask(AdminRequest::RevokeCert { target: which.target(), force, reason }).await?)?;
             }
             Command::Allow { access, which } => {
-                tell(access.ask(AdminRequest::AllowCert { target: which.target() }).await?)?;
+                print_report(access.ask(AdminRequest::AllowCert { target: which.target() }).await?)?;
             }
             Command::Issue(issue) => issue.run()?,
             Command::MakeCa(make) => make.run()?,
@@ -172,7 +172,7 @@ impl Cert {
     }
 }
 
-fn tell(reply: AdminReply) -> Result<()> {
+fn print_report(reply: AdminReply) -> Result<()> {
     match reply {
         AdminReply::Report(lines) => lines.iter().for_each(|line| say!("{line}")),
         other => bail!("metad answered {other:?} to a revocation"),

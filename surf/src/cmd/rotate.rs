@@ -25,7 +25,7 @@ const CA_FILE: &str = "ca.pem";
 const BUNDLE_FILE: &str = "admin.bundle";
 
 /// Put a new CA in the place of the old one, while everybody works. First --new; then a new issuer for each metad, by
-/// `surf cluster issuer`, put in the place of the old one; then --status, until it names nobody; then --finish.
+/// `surf cluster issuer`, put in the place of the old one; then --status, until it says to finish; then --finish.
 #[derive(Args)]
 pub struct Rotate {
     #[command(flatten)]
@@ -257,6 +257,16 @@ fn lacking(issuer: &MetadIssuer, newest: &AuthorityId) -> Option<&'static str> {
     }
 }
 
+/// Returns what comes next when everybody has a certificate of the new CA. A metad without an issuer holds nothing up.
+fn all_have_moved(issuers: &[(MetadId, MetadIssuer)], newest: &AuthorityId) -> &'static str {
+    let is_awaited = |issuer: &MetadIssuer| *issuer != MetadIssuer::None && lacking(issuer, newest).is_some();
+    if issuers.iter().any(|(_, issuer)| is_awaited(issuer)) {
+        "all have certificates of the new CA; --finish waits for the issuers of these metads"
+    } else {
+        "all have certificates of the new CA: finish with --finish"
+    }
+}
+
 fn show(status: &RotationStatus, as_json: bool) -> Result<()> {
     if as_json {
         return output::json(&as_value(status));
@@ -280,7 +290,7 @@ fn show(status: &RotationStatus, as_json: bool) -> Result<()> {
         vec![one.subject.role.to_string(), one.subject.name.clone(), word(one.what).to_owned(), away.to_owned(), addr]
     };
     if unmoved.is_empty() {
-        say!("all have certificates of the new CA: finish with --finish");
+        say!("{}", all_have_moved(issuers, newest));
         return Ok(());
     }
     output::table(&["ROLE", "NAME", "IS", "SHOWS", "ADDRESS"], &unmoved.iter().map(row).collect::<Vec<_>>());
@@ -316,6 +326,18 @@ fn as_value(status: &RotationStatus) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_finish_is_recommended_only_when_no_issuer_holds_it_up() {
+        let [old, newest] = [AuthorityId([1; 16]), AuthorityId([2; 16])];
+        let says = |issuer| all_have_moved(&[(MetadId(1), MetadIssuer::Of(newest)), (MetadId(2), issuer)], &newest);
+        for ready in [MetadIssuer::Of(newest), MetadIssuer::None] {
+            assert!(says(ready).contains("finish with --finish"));
+        }
+        for awaited in [MetadIssuer::Of(old), MetadIssuer::Unknown] {
+            assert!(says(awaited).contains("waits for the issuers"));
+        }
+    }
 
     #[test]
     fn nothing_is_signed_for_a_metad_that_makes_up_the_ca_in_use_or_the_number_of_changes() {

@@ -33,7 +33,7 @@ impl Service for Says {
         Ok(())
     }
 
-    fn refused(&self, _addr: SocketAddr, subject: &Subject) {
+    fn refused(&self, _addr: SocketAddr, subject: &Subject, _reason: &str) {
         assert_eq!(subject.name, "c");
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
@@ -299,6 +299,22 @@ async fn a_renewed_identity_that_nobody_accepts_does_not_take_the_place_of_a_goo
     let asked: (MetaReply, _) =
         renewer.endpoint.peer(first, Role::Metad).request(&MetaRequest::WhoLeads, &[], LIMIT).await.unwrap();
     assert_eq!(asked.0.kind_name(), "NotLeader");
+}
+
+/// Nobody but a metad that was taken over accepts what an issuer signs that was revoked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_identity_that_one_metad_accepts_and_others_refuse_does_not_take_the_place_of_a_good_one() {
+    let metads = Metads::new();
+    let bad = Some(metads.signed(&metads.bad, 2_000));
+    let (liar, _, _liar) = metads.serve(bad, Vec::new(), None);
+    let honest = [(); 2].map(|()| metads.serve(None, Vec::new(), Some(metads.bad.key())));
+    let all = [liar, honest[0].0, honest[1].0];
+    let renewer = metads.renewer(1_000, all.to_vec());
+    let before = renewer.endpoint.identity().certificate().clone();
+    let refused = renewed(&renewer).await;
+    assert!(matches!(refused, Err(RenewError::NotAccepted(Error::Refused { .. }))), "{refused:?}");
+    assert_eq!(*renewer.endpoint.identity().certificate(), before);
+    assert_eq!(renewer.kept.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 //! show what is newer.
 
 use crate::Error;
+use crate::cert::AuthorityId;
 use crate::tls::Identity;
 use crate::token::hash_of;
 use crate::trust::roots_of;
@@ -51,6 +52,7 @@ struct Shown {
 /// What is shown to those who trust a CA.
 #[derive(Debug)]
 struct Below {
+    authority: Option<AuthorityId>,
     /// How peers name the CA.
     name: DistinguishedName,
     /// How newcomers name it, who know its hash alone.
@@ -67,6 +69,7 @@ impl Below {
         with_ca.push(ca.to_vec().into());
         let name = roots_of(&[ca.to_vec()])?.subjects().pop().ok_or_else(|| tls_error("its CA has no name"))?;
         Ok(Self {
+            authority: AuthorityId::of_ca(ca),
             name,
             pin: pinned(&hash_of(ca)),
             to_peers: certified(chain).map_err(tls_error)?,
@@ -115,6 +118,11 @@ impl Credentials {
     /// Notified when there may be another CA.
     pub(super) fn hinted(&self) -> &Notify {
         &self.hinted
+    }
+
+    /// Returns whether this node has a certificate of a newer CA than this one, and still one of this.
+    pub(super) fn is_former(&self, authority: &AuthorityId) -> bool {
+        self.current.read().former.as_ref().is_some_and(|former| former.authority.as_ref() == Some(authority))
     }
 
     /// Returns how often the identity was replaced.

@@ -90,7 +90,7 @@ impl Endpoint {
     pub fn trust(&self, trust: &Trust) -> Result<Option<Identity>, Error> {
         let changed = self.socket.trust(trust)?;
         if changed.is_some() {
-            self.end_revoked();
+            self.close_refused();
         }
         Ok(changed)
     }
@@ -126,7 +126,7 @@ impl Endpoint {
         let refusals = self.socket.refusals();
         let is_newer = refusals.learn(revocations);
         if is_newer {
-            self.end_revoked();
+            self.close_refused();
         }
         is_newer
     }
@@ -135,14 +135,14 @@ impl Endpoint {
     /// is another one.
     pub fn adopt_revocations(&self, revocations: &Revocations) -> bool {
         let is_other = self.socket.refusals().adopt(revocations);
-        self.end_revoked();
+        self.close_refused();
         is_other
     }
 
-    fn end_revoked(&self) {
-        self.socket.standing().close_revoked(self.socket.refusals());
+    fn close_refused(&self) {
+        self.socket.standing().close_refused(self.socket.refusals());
         let peers: Vec<Peer> = self.peers.lock().values().cloned().collect();
-        peers.iter().for_each(Peer::leave_if_revoked);
+        peers.iter().for_each(Peer::close_if_refused);
     }
 
     /// Waits until a peer has said, since the last call, that the certificate of this node has ended. Cancel-safe.

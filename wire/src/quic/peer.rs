@@ -1,7 +1,7 @@
 //! The calling side: a peer and its connection.
 
 use super::socket::{Socket, VERSIONS};
-use super::standing::{DISTRUSTED, ENDED, REVOKED};
+use super::standing::{ENDED, REVOKED};
 use crate::Error;
 use crate::attr::Timestamp;
 use crate::buffers::Pool;
@@ -23,6 +23,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// First and longest pause between handshakes with a peer that does not answer.
 const RECONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+/// A peer that shows a certificate of the older CA may have seen that of ours, too. It is called anew after this long: by then it
+/// may know the newer CA, for which our older certificate does not count.
+#[cfg(not(test))]
+const SHOWN_AGAIN_AFTER: Duration = Duration::from_secs(30);
+#[cfg(test)]
+const SHOWN_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// TLS alerts by which a peer's certificate is refused: bad_certificate, unknown_ca, decrypt_error (RFC 8446 §6).
 const CERTIFICATE_ALERTS: [u8; 3] = [42, 48, 51];
 /// TLS alert no_application_protocol (RFC 7301 §3.2): no common version.
@@ -50,46 +56,58 @@ struct Link {
     live: Option<Live>,
     /// What the peer has shown last, whether or not that connection still stands.
     shown: Option<(Subject, Certificate)>,
-    /// The last failed handshake, and until when callers get its error without a new one.
-    failed: Option<(Error, Instant)>,
+    /// The last failed handshake, and until when callers get its error without a new one, if our identity is still the same.
+    failed: Option<Failed>,
     backoff: Backoff,
 }
 
-/// A connection, and how often our identity had been replaced when it was made.
+/// A handshake that has failed.
+struct Failed {
+    error: Error,
+    /// Until when it is not tried again.
+    until: Instant,
+    /// The generation of our identity with which it was tried.
+    generation: u64,
+}
+
+/// A connection, and the generation of our identity with which it was made.
 #[derive(Clone)]
-pub(super) struct Via {
+pub(super) struct Connected {
     pub(super) connection: quinn::Connection,
     generation: u64,
 }
 
 /// A connection that stands.
 struct Live {
-    via: Via,
+    via: Connected,
     /// Whom it leads to.
     subject: Subject,
     certificate: Certificate,
+    since: Instant,
     /// Version of the list of what is revoked in which this certificate was looked up last.
     looked_up: u64,
 }
 
 impl Live {
-    /// Whether requests may begin on it: the peer would close it in time, if we have a newer certificate, and we leave it if
-    /// the peer's has ended.
+    /// Returns whether new requests may use it. They may not if it is closed, if our identity was replaced since it was made, or
+    /// if the peer's certificate has ended or is refused (then this closes it).
     fn is_of_use(&mut self, socket: &Socket) -> bool {
         let version = socket.refusals().version();
-        if version != self.looked_up && !self.leave_if_revoked(socket) {
+        if version != self.looked_up && !self.close_if_refused(socket) {
             self.looked_up = version;
         }
         self.via.connection.close_reason().is_none()
             && self.via.generation == socket.credentials().generation()
             && !self.certificate.has_ended(Timestamp::now())
+            && !(socket.credentials().is_former(&self.certificate.authority)
+                && self.since.elapsed() > SHOWN_AGAIN_AFTER)
     }
 
-    /// Closes it if the peer's certificate is revoked.
-    fn leave_if_revoked(&self, socket: &Socket) -> bool {
+    /// Closes it if the peer's certificate is revoked, or its CA is not trusted any more.
+    fn close_if_refused(&self, socket: &Socket) -> bool {
         let is_refused = socket.refusals().refuse(&self.subject, &self.certificate);
         if is_refused {
-            self.via.connection.close(0_u32.into(), b"the certificate of this server was revoked");
+            self.via.connection.close(0_u32.into(), b"the certificate of this server was revoked, or its CA replaced");
         }
         is_refused
     }
@@ -115,7 +133,7 @@ impl Peer {
 
     /// Returns the connection, made now if none lives. Callers wait for one handshake together. During the backoff
     /// after a failed one, all get its error at once: a dead peer costs nobody a queue of timeouts.
-    pub(super) async fn via(&self) -> Result<Via, Error> {
+    pub(super) async fn connected(&self) -> Result<Connected, Error> {
         let mut link = self.shared.link.lock().await;
         let socket = self.shared.socket.upgrade().ok_or(Error::Closed)?;
         if let Some(live) = &mut link.live
@@ -125,64 +143,67 @@ impl Peer {
         }
         // Requests under way keep it open.
         link.live = None;
-        if let Some((error, until)) = &link.failed
-            && Instant::now() < *until
+        if let Some(failed) = &link.failed
+            && Instant::now() < failed.until
+            && failed.generation == socket.credentials().generation()
         {
-            return Err(error.clone());
+            return Err(failed.error.clone());
         }
         let (generation, made) = loop {
             let generation = socket.credentials().generation();
             let made = self.handshake(&socket).await;
             // One that began with another identity, or with other CAs to trust, says nothing about those in use now.
-            if socket.credentials().generation() == generation {
+            let is_of_use = socket.credentials().generation() == generation;
+            if is_of_use || matches!(made, Err(Error::NotSent { .. })) {
                 break (generation, made);
             }
         };
         match made {
             Ok((connection, subject, certificate)) => {
                 link.shown = Some((subject.clone(), certificate.clone()));
-                let via = Via { connection, generation };
-                link.live = Some(Live { via: via.clone(), subject, certificate, looked_up: 0 });
+                let via = Connected { connection, generation };
+                link.live = Some(Live { via: via.clone(), subject, certificate, since: Instant::now(), looked_up: 0 });
                 link.failed = None;
                 link.backoff = reconnect_backoff();
                 Ok(via)
             }
             Err(error) => {
                 let until = Instant::now() + link.backoff.delay();
-                link.failed = Some((error.clone(), until));
+                link.failed = Some(Failed { error: error.clone(), until, generation });
                 Err(error)
             }
         }
     }
 
-    /// Closes the connection if the peer's certificate is revoked. Whoever has the lock at this moment looks as well.
-    pub(super) fn leave_if_revoked(&self) {
+    /// Closes the connection if the peer's certificate is refused. Does nothing while another call has the lock: the next request
+    /// checks again.
+    pub(super) fn close_if_refused(&self) {
         if let (Some(socket), Ok(link)) = (self.shared.socket.upgrade(), self.shared.link.try_lock())
             && let Some(live) = &link.live
         {
-            live.leave_if_revoked(&socket);
+            live.close_if_refused(&socket);
         }
     }
 
-    /// Returns whom the peer's certificate is for, and what else it says: of a connection that is made if there is none,
-    /// or, if that is not possible in this time, of the last one.
-    pub async fn met(&self, limit: Duration) -> Option<(Subject, Certificate)> {
+    /// Returns the subject and the certificate of the peer. Connects if there is no connection; if that fails within `limit`,
+    /// returns what the peer has shown last.
+    pub async fn certificate(&self, limit: Duration) -> Option<(Subject, Certificate)> {
         let deadline = Instant::now() + limit;
         // Whatever becomes of it, what was shown is noted.
-        let _ = timeout_at(deadline, self.via()).await;
+        let _ = timeout_at(deadline, self.connected()).await;
         let link = timeout_at(deadline + limit, self.shared.link.lock()).await.ok()?;
         link.shown.clone()
     }
 
-    /// As [`Peer::met`], over a new connection unless the present one has shown a certificate of this CA: the peer may have
+    /// As [`Peer::certificate`], over a new connection unless the present one has shown a certificate of this CA: the peer may have
     /// one by now.
-    pub async fn met_below(&self, authority: AuthorityId, limit: Duration) -> Option<(Subject, Certificate)> {
+    pub async fn certificate_below(&self, authority: AuthorityId, limit: Duration) -> Option<(Subject, Certificate)> {
         let deadline = Instant::now() + limit;
         if let Ok(mut link) = timeout_at(deadline, self.shared.link.lock()).await {
             // Requests under way keep it open.
             link.live = link.live.take().filter(|live| live.certificate.authority == authority);
         }
-        self.met(limit).await
+        self.certificate(limit).await
     }
 
     async fn handshake(&self, socket: &Socket) -> Result<(quinn::Connection, Subject, Certificate), Error> {
@@ -195,8 +216,8 @@ impl Peer {
         let (subject, certificate) = self.check_role(&connection)?;
         // It may have been revoked since the handshake began.
         if socket.refusals().refuse(&subject, &certificate) {
-            connection.close(0_u32.into(), b"the certificate of this server was revoked");
-            return Err(self.not_sent("its certificate was revoked"));
+            connection.close(0_u32.into(), b"the certificate of this server was revoked, or its CA replaced");
+            return Err(self.not_sent("its certificate was revoked, or its CA replaced"));
         }
         Ok((connection, subject, certificate))
     }
@@ -217,16 +238,14 @@ impl Peer {
         }
     }
 
-    /// Returns what a connection has ended for, if it is about our certificate.
-    fn judged(&self, reason: &ConnectionError) -> Option<Error> {
+    /// Returns what a connection has ended for, if it is about our certificate. A connection that ends with the older CA says nothing:
+    /// we may have a certificate of the newer one, which the next handshake shows.
+    fn error_about_our_certificate(&self, reason: &ConnectionError) -> Option<Error> {
         let revoked = || Some(Error::Revoked { peer: self.shared.addr.to_string() });
         let is = |code: TransportErrorCode, alert| code == TransportErrorCode::crypto(alert);
         match reason {
             ConnectionError::ApplicationClosed(close) if close.error_code == REVOKED.into() => revoked(),
             ConnectionError::ApplicationClosed(close) if close.error_code == ENDED.into() => Some(self.ended()),
-            ConnectionError::ApplicationClosed(close) if close.error_code == DISTRUSTED.into() => {
-                Some(Error::WrongCluster { peer: self.shared.addr.to_string() })
-            }
             ConnectionError::ConnectionClosed(close) if is(close.error_code, CERTIFICATE_REVOKED) => revoked(),
             ConnectionError::ConnectionClosed(close) if is(close.error_code, CERTIFICATE_EXPIRED) => Some(self.ended()),
             // The peer judges our certificate when the handshake has ended here (RFC 8446 §4.4.2).
@@ -239,7 +258,7 @@ impl Peer {
         }
     }
 
-    /// Our certificate has ended, as the peer says: whoever renews it hears of that.
+    /// The peer says that our certificate has ended: wakes the task that renews it.
     fn ended(&self) -> Error {
         if let Some(socket) = self.shared.socket.upgrade() {
             socket.credentials().ended().notify_one();
@@ -247,12 +266,12 @@ impl Peer {
         Error::Ended { peer: self.shared.addr.to_string() }
     }
 
-    /// Returns the error of a request on a connection: why that has ended, if it says more. What a peer says about an identity
-    /// that has been replaced since holds for no request that comes now.
-    pub(super) fn explained(&self, via: &Via, error: Error) -> Error {
-        let shown = self.shared.socket.upgrade().map(|socket| socket.credentials().generation());
-        let reason = via.connection.close_reason().filter(|_| shown.is_none_or(|shown| shown == via.generation));
-        reason.and_then(|reason| self.judged(&reason)).unwrap_or(error)
+    /// Returns the error of a request that failed on a connection. If the peer closed the connection because of our certificate,
+    /// that is the error, unless our identity was replaced since the connection was made.
+    pub(super) fn error_of_request(&self, via: &Connected, error: Error) -> Error {
+        let current = self.shared.socket.upgrade().map(|socket| socket.credentials().generation());
+        let reason = via.connection.close_reason().filter(|_| current.is_none_or(|current| current == via.generation));
+        reason.and_then(|reason| self.error_about_our_certificate(&reason)).unwrap_or(error)
     }
 
     fn connect_failed(&self, error: &ConnectionError) -> Error {
@@ -270,21 +289,21 @@ impl Peer {
             Some(code) if CERTIFICATE_ALERTS.iter().any(|alert| code == TransportErrorCode::crypto(*alert)) => {
                 Error::WrongCluster { peer }
             }
-            _ => self.judged(error).unwrap_or_else(|| self.not_sent(error)),
+            _ => self.error_about_our_certificate(error).unwrap_or_else(|| self.not_sent(error)),
         }
     }
 
-    /// Judges the outcome of a write, once bytes may be on their way.
-    pub(super) fn written(
+    /// Returns the error of a write that failed or did not end in time. Bytes may have been sent.
+    pub(super) fn check_write(
         &self,
-        via: &Via,
+        via: &Connected,
         outcome: Result<Result<(), quinn::WriteError>, tokio::time::error::Elapsed>,
     ) -> Result<(), Error> {
         match outcome {
             // The peer stopped reading because it has answered already, perhaps with a refusal: read that.
             Ok(Ok(()) | Err(quinn::WriteError::Stopped(_))) => Ok(()),
-            Ok(Err(error)) => Err(self.explained(via, self.unanswered(error))),
-            Err(_) => Err(self.explained(via, self.unanswered("deadline expired"))),
+            Ok(Err(error)) => Err(self.error_of_request(via, self.unanswered(error))),
+            Err(_) => Err(self.error_of_request(via, self.unanswered("deadline expired"))),
         }
     }
 

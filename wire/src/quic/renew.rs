@@ -49,8 +49,8 @@ pub enum RenewError {
     /// What has come ends no later than what is there.
     #[error("the renewed certificate ends no later than the one that it is to replace: check the clocks")]
     NotLater,
-    /// What has come is accepted by nobody, so that the certificate that is there stays in use.
-    #[error("the renewed certificate is not used, because a metad does not accept it: {0}")]
+    /// No metad has let the new certificate in: one refused it, or none was reached. The old one stays in use.
+    #[error("the renewed certificate is not used, because no metad has let it in: {0}")]
     NotAccepted(Error),
     /// None has answered.
     #[error(transparent)]
@@ -92,7 +92,7 @@ impl Ways {
         }
     }
 
-    /// Has a metad name the others. One whose answer is of no use, or that serves a renewal alone, names none.
+    /// Asks a metad for the addresses of the others. Adds none if it does not answer, or answers something else.
     async fn ask(&mut self, metad: &Peer) {
         if let Ok((MetaReply::NotLeader(said), _)) = metad.request::<_, MetaReply>(&WHO_LEADS, &[], LOOK_LIMIT).await {
             said.nodes.into_iter().for_each(|(_, addr)| self.add(addr));
@@ -196,7 +196,7 @@ fn rank(error: &RenewError) -> u8 {
 
 /// How a node renews its certificate, and keeps it.
 pub trait Renewing: Send + Sync + 'static {
-    /// The metads that it was told of.
+    /// The metads that its configuration names.
     fn metads(&self) -> Vec<SocketAddr>;
 
     /// Gets a newer certificate.
@@ -217,8 +217,8 @@ pub fn is_due(identity: &Identity, now: Timestamp) -> bool {
     identity.is_to_move() || (!certificate.is_lasting() && identity.life_left(now) < RENEW_AT + early)
 }
 
-/// Takes a renewed identity into use, if it ends later than the one that is in use, and a metad lets it in. Writes it first,
-/// so that the node still has it after a crash.
+/// Takes a renewed identity into use if it supersedes the present one and a metad lets it in. If no metad is reached, a metad, or
+/// a node whose certificate has ended, takes it all the same. Writes it first, so that the node still has it after a crash.
 ///
 /// # Errors
 /// [`RenewError::NotLater`] and [`RenewError::NotAccepted`], with nothing changed.
@@ -364,8 +364,8 @@ pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
     }
 }
 
-/// How long to wait when it is too early: the less time is left, the shorter. One that has ended by this clock alone is
-/// asked about now and then.
+/// How long to wait when it is too early: a twentieth of the time left, within bounds. A certificate that has ended by this
+/// node's clock alone is asked about every `look_every`.
 fn until_later(identity: &Identity, look_every: Duration) -> Duration {
     let left = u64::try_from(identity.certificate().ends.nanos_since(Timestamp::now())).unwrap_or(0);
     (Duration::from_nanos(left) / 20).clamp(look_every, EARLY_PAUSE_MAX)

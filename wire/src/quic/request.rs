@@ -3,7 +3,7 @@
 //! What a caller may do after a failure depends on how far the request came. A failure is [`Error::NotSent`] until the
 //! first byte was passed to the connection, and [`Error::Unanswered`] afterwards.
 
-use super::peer::{Peer, Via};
+use super::peer::{Connected, Peer};
 use super::stream::{payload_len, read_exactly, read_tail, take_end, write_frame, write_payload};
 use crate::frame::{REPLY_HEADER, ReplyHeader, RequestHeader};
 use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
@@ -63,16 +63,16 @@ impl Peer {
             payload_len,
         };
         let opening = async {
-            let via = self.via().await?;
+            let via = self.connected().await?;
             let opened = via.connection.open_bi().await;
-            let (send, recv) = opened.map_err(|error| self.explained(&via, self.not_sent(error)))?;
+            let (send, recv) = opened.map_err(|error| self.error_of_request(&via, self.not_sent(error)))?;
             Ok((via, send, recv))
         };
         let opened = timeout_at(expires_at, opening).await;
         let (via, mut send, recv) = opened.unwrap_or_else(|_| Err(self.not_sent("deadline expired")))?;
         let header = header.encode();
         let writing = write_frame(&mut send, &header, &head, &[]);
-        self.written(&via, timeout_at(expires_at, writing).await)?;
+        self.check_write(&via, timeout_at(expires_at, writing).await)?;
         Ok(OutgoingRequest { peer: self.clone(), via, send, recv, payload_left: payload_len as usize, expires_at })
     }
 
@@ -90,7 +90,7 @@ impl Peer {
 /// A request whose payload is being written.
 pub struct OutgoingRequest {
     peer: Peer,
-    via: Via,
+    via: Connected,
     send: quinn::SendStream,
     recv: quinn::RecvStream,
     /// Bytes that were announced and not yet written.
@@ -110,7 +110,7 @@ impl OutgoingRequest {
         };
         self.payload_left = left;
         let written = timeout_at(self.expires_at, write_payload(&mut self.send, part)).await;
-        self.peer.written(&self.via, written)
+        self.peer.check_write(&self.via, written)
     }
 
     /// Ends the payload and waits for the answer until the request's deadline. Not cancel-safe.
@@ -126,7 +126,7 @@ impl OutgoingRequest {
     }
 
     async fn read_reply<R: DeserializeOwned>(&mut self) -> Result<(R, Bytes), Error> {
-        let lost = |error: Error| self.peer.explained(&self.via, self.peer.unanswered(error));
+        let lost = |error: Error| self.peer.error_of_request(&self.via, self.peer.unanswered(error));
         let bytes = read_exactly(&mut self.recv, REPLY_HEADER).await.map_err(lost)?;
         let header = ReplyHeader::decode(&fixed(&bytes))?;
         let head = read_exactly(&mut self.recv, header.head_len as usize).await.map_err(lost)?;
@@ -141,7 +141,7 @@ impl OutgoingRequest {
 /// Events that a peer pushes. When the receiver is dropped, the peer is asked to stop.
 pub struct EventReceiver {
     peer: Peer,
-    via: Via,
+    via: Connected,
     recv: quinn::RecvStream,
     buffered: BytesMut,
 }
@@ -173,7 +173,7 @@ impl EventReceiver {
             match self.recv.read_chunk(wanted, true).await {
                 Ok(Some(chunk)) => self.buffered.extend_from_slice(&chunk.bytes),
                 Ok(None) => return Err(self.peer.unanswered("the event stream has ended")),
-                Err(error) => return Err(self.peer.explained(&self.via, self.peer.unanswered(error))),
+                Err(error) => return Err(self.peer.error_of_request(&self.via, self.peer.unanswered(error))),
             }
         }
         Ok(())

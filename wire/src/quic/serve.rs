@@ -40,7 +40,7 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(1);
 const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 /// A request that finds the connection's budget used up is refused after this long.
 const BUDGET_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the place of a handshake stays taken whose certificate was revoked.
+/// After a refused certificate, its handshake keeps its place for this long.
 const REFUSED_PLACE: Duration = Duration::from_millis(250);
 
 /// What answers requests.
@@ -58,11 +58,11 @@ pub trait Service: Send + Sync + 'static {
     /// connection to the caller.
     fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, request: Incoming) -> impl Future<Output = ()> + Send;
 
-    /// Notes that somebody was refused whose certificate is revoked.
-    fn refused(&self, _addr: SocketAddr, _subject: &Subject) {}
+    /// Notes that a peer was refused because its certificate is revoked, or its CA not trusted any more.
+    fn refused(&self, _addr: SocketAddr, _subject: &Subject, _reason: &str) {}
 
-    /// Returns whether somebody may ask this whose certificate has ended. Only an endpoint that admits newcomers lets such
-    /// peers in at all.
+    /// Returns whether this request is served to a peer whose certificate has ended. Only an endpoint that admits newcomers lets
+    /// such a peer in.
     fn serves_ended(&self, _request: &Incoming) -> bool {
         false
     }
@@ -182,9 +182,9 @@ async fn connection<S: Service>(
         Ok(stands) => stands,
         Err(closing) => {
             // Noted before the peer can know of it.
-            service.refused(addr, &subject);
+            service.refused(addr, &subject, closing.reason());
             closing.close(&connection);
-            // It takes a place of its address for a while: whoever comes again and again is slowed down.
+            // The handshake keeps its place for a while, which slows down a peer that tries again and again.
             stops.drain.run_until_cancelled(tokio::time::sleep(REFUSED_PLACE)).await;
             return;
         }

@@ -10,13 +10,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Code with which a connection is closed whose certificate is revoked.
+/// Close code: the certificate is revoked.
 pub(super) const REVOKED: u32 = 3;
-/// Code with which a connection is closed whose certificate is below no CA that is trusted any more.
+/// Close code: the CA of the certificate is not trusted any more.
 pub(super) const DISTRUSTED: u32 = 5;
-/// Code with which a connection is closed whose certificate has ended.
+/// Close code: the certificate has ended.
 pub(super) const ENDED: u32 = 4;
-/// How long somebody may stay who was let in with a certificate that has ended, to have it renewed.
+/// A peer that was let in with an ended certificate, to renew it, may stay this long.
 const RENEWAL_LIMIT: Duration = Duration::from_secs(30);
 /// Clocks may be set, and machines sleep: the end of a certificate is looked at again after this long.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ impl Standing {
     /// Counts a connection.
     ///
     /// # Errors
-    /// Why it is to be closed, when its certificate is refused since the handshake.
+    /// How to close it, if its certificate was refused since the handshake began.
     pub(super) fn enter(
         self: &Arc<Self>,
         refusals: &Refusals,
@@ -62,8 +62,8 @@ impl Standing {
         closing(refusals, subject, certificate).map_or(Ok(stands), Err)
     }
 
-    /// Closes the connections whose certificates are revoked now.
-    pub(super) fn close_revoked(&self, refusals: &Refusals) {
+    /// Closes the connections whose certificates are revoked, or whose CA is not trusted any more.
+    pub(super) fn close_refused(&self, refusals: &Refusals) {
         for (subject, certificate, connection) in self.all.lock().connections.values() {
             if let Some(closing) = closing(refusals, subject, certificate) {
                 closing.close(connection);
@@ -76,16 +76,24 @@ impl Standing {
 pub(super) struct Closing(u32, &'static str);
 
 impl Closing {
+    pub(super) fn reason(&self) -> &'static str {
+        self.1
+    }
+
     pub(super) fn close(&self, connection: &quinn::Connection) {
         connection.close(self.0.into(), self.1.as_bytes());
     }
 }
 
 fn closing(refusals: &Refusals, subject: &Subject, certificate: &Certificate) -> Option<Closing> {
-    if refusals.distrust(&certificate.authority) {
-        return Some(Closing(DISTRUSTED, "the CA of this certificate was replaced"));
+    if !refusals.refuse(subject, certificate) {
+        return None;
     }
-    refusals.refuse(subject, certificate).then_some(Closing(REVOKED, "this certificate was revoked"))
+    Some(if refusals.distrust(&certificate.authority) {
+        Closing(DISTRUSTED, "the CA of its certificate was replaced")
+    } else {
+        Closing(REVOKED, "its certificate is revoked")
+    })
 }
 
 impl Drop for Stands {

@@ -48,7 +48,7 @@ fn pair(versions: &[&[u8]]) -> (Endpoint, ServerHandle, Endpoint) {
 
 /// Sends raw bytes as a request and returns the reply's header and head.
 async fn send_raw(peer: &Peer, bytes: &[u8]) -> (ReplyHeader, Bytes) {
-    let (mut send, mut recv) = peer.via().await.unwrap().connection.open_bi().await.unwrap();
+    let (mut send, mut recv) = peer.connected().await.unwrap().connection.open_bi().await.unwrap();
     // The server may have refused, and stopped reading, before all is written.
     let _ = send.write_all(bytes).await;
     let _ = send.finish();
@@ -78,7 +78,7 @@ fn the_versions_that_people_are_told_are_those_that_are_spoken() {
 async fn an_oversized_or_malformed_header_is_refused_and_the_connection_lives_on() {
     let (metad, _serving, client) = pair(ALPN);
     let peer = client.peer(metad.local_addr(), Role::Metad);
-    let first = peer.via().await.unwrap().connection.stable_id();
+    let first = peer.connected().await.unwrap().connection.stable_id();
     let huge_head = RequestHeader { deadline_ms: 1000, request_id: 1, head_len: u32::MAX, payload_len: 0 };
     let huge_payload = RequestHeader { head_len: 0, payload_len: u32::MAX, ..huge_head };
     for bytes in [huge_head.encode(), huge_payload.encode(), [0xff; 24]] {
@@ -86,7 +86,7 @@ async fn an_oversized_or_malformed_header_is_refused_and_the_connection_lives_on
         assert!(reply.kind == ReplyKind::Refused && !reason.is_empty());
     }
     peer.request::<_, ()>(&(), &[], LIMIT).await.unwrap();
-    assert_eq!(peer.via().await.unwrap().connection.stable_id(), first);
+    assert_eq!(peer.connected().await.unwrap().connection.stable_id(), first);
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn a_client_that_announces_more_than_its_budget_is_refused_and_another_is_
     let payload_len = PAYLOAD_BYTES_MAX as u32;
     let announced = RequestHeader { deadline_ms: 60_000, request_id: 1, head_len: 0, payload_len };
     let fit = CLIENT_BYTES_MAX / PAYLOAD_BYTES_MAX;
-    let connection = peer.via().await.unwrap().connection;
+    let connection = peer.connected().await.unwrap().connection;
     let mut open = Vec::new();
     for _ in 0..fit {
         let (mut send, recv) = connection.open_bi().await.unwrap();
