@@ -13,7 +13,7 @@ run mountpoint="/mnt/surf" *flags:
     cargo run --release -- {{mountpoint}} {{flags}}
 
 # Start three metads, three blockds and two mounts of them, below DIR; `just demo-down` ends them.
-demo dir="/tmp/surf-demo":
+demo dir="$HOME/surf-demo":
     cargo build --release --workspace --bins
     target/release/surf dev up --dir {{dir}}/cluster --metad 3 --blockd 3 --replicas 3
     target/release/surfmount --daemon --cluster {{dir}}/cluster/client.bundle {{dir}}/mount-1
@@ -21,7 +21,7 @@ demo dir="/tmp/surf-demo":
     target/release/surf dev status --dir {{dir}}/cluster
 
 # End the demo; its data stays for the next one.
-demo-down dir="/tmp/surf-demo":
+demo-down dir="$HOME/surf-demo":
     -umount {{dir}}/mount-1
     -umount {{dir}}/mount-2
     target/release/surf dev down --dir {{dir}}/cluster
@@ -47,6 +47,7 @@ long:
 sizes:
     METAD_FILES=1000000 cargo test --release -p metad --test million --locked -- --nocapture
     SURF_TEST_MINUTES=1440 MANY_FILES=100000 LARGE_GIB=20 cargo test --release -p fuse --test it --locked -- --nocapture files_in_one_directory several_times_the_memory
+    SURF_TEST_MINUTES=1440 SQLITE_COMMITS=1000 cargo test --release -p fuse --test it --locked -- --nocapture sqlite_commits
     SURF_TEST_MINUTES=1440 SESSIONS=500 cargo test --release -p fuse --test it --locked -- --nocapture many_sessions
 
 # Run only the end-to-end tests on real mounts.

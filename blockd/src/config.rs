@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
-use wire::limits::{BLOCK_BYTES_MAX, GC_GRACE_MIN_MS, SESSION_TTL_MS};
+use wire::limits::{BLOCK_BYTES_MAX, BLOCKD_WEIGHT_MAX, GC_GRACE_MIN_MS, HEARTBEAT_MAX_MS, SESSION_TTL_MS};
 use wire::settings;
 
 /// An error in a configuration: one line that names file and key.
@@ -257,7 +257,7 @@ impl Settings {
         let mut config = Config::new(name, listen, data_dir, metads);
         config.advertise = self.advertise;
         config.weight =
-            bounded("weight", self.weight.map(u64::from), 1, u64::from(u32::MAX))?.map(|weight| weight as u32);
+            bounded("weight", self.weight.map(u64::from), 1, u64::from(BLOCKD_WEIGHT_MAX))?.map(|weight| weight as u32);
         if let Some(zone) = &self.zone {
             config.zone.clone_from(zone);
         }
@@ -279,7 +279,7 @@ impl Settings {
         if let Some(seconds) = bounded("compare_s", self.compare_s, 1, 7 * 86_400)? {
             config.compare_every = Duration::from_secs(seconds);
         }
-        if let Some(ms) = bounded("heartbeat_ms", self.heartbeat_ms, 50, 60_000)? {
+        if let Some(ms) = bounded("heartbeat_ms", self.heartbeat_ms, 50, HEARTBEAT_MAX_MS)? {
             config.heartbeat_every = Duration::from_millis(ms);
         }
         if let Some(seconds) = bounded("report_s", self.report_s, 1, 7 * 86_400)? {

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use wire::Error;
 use wire::ids::{BlockHash, BlockdId};
 use wire::leader::{KnownMetads, LOOK_LIMIT, WHO_LEADS, another_leads};
+use wire::limits::BLOCKD_WEIGHT_MAX;
 use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest, Redirect};
 use wire::quic::Endpoint;
 use wire::retry::Backoff;
@@ -304,7 +305,7 @@ pub async fn drop_blocks(
 
 /// One per GiB of capacity, at least one.
 fn default_weight(capacity_bytes: u64) -> u32 {
-    u32::try_from(capacity_bytes >> 30).unwrap_or(u32::MAX).max(1)
+    u32::try_from(capacity_bytes >> 30).unwrap_or(u32::MAX).clamp(1, BLOCKD_WEIGHT_MAX)
 }
 
 #[cfg(test)]

@@ -34,7 +34,11 @@ impl Upkeep {
     pub async fn run(self: Arc<Self>, ttl: Duration) {
         let every = (ttl / BEATS_PER_TTL).min(EXTEND_EVERY);
         loop {
-            tokio::time::sleep(every).await;
+            tokio::select! {
+                () = tokio::time::sleep(every) => {}
+                // The answer brings the layout, if there is a newer one.
+                () = self.layouts.wanted() => {}
+            }
             self.beat(every).await;
         }
     }

@@ -26,6 +26,8 @@ pub struct Member {
     pub voter: bool,
     /// Log index that it is known to have stored; only the leader knows.
     pub matched: u64,
+    /// How long ago it has answered last; only the leader knows, and not of itself.
+    pub heard: Option<Duration>,
 }
 
 /// The state at one position of the log, whatever is applied later.

@@ -74,7 +74,7 @@ pub async fn restore(config: &Config, file: &Path) -> Result<Head, Error> {
             "{found}: holds a node's data: a backup is restored into an empty directory"
         )));
     }
-    let member = Member { id: config.id, addr: own_address(config)?, voter: true, matched: 0 };
+    let member = Member { id: config.id, addr: own_address(config)?, voter: true, matched: 0, heard: None };
     let made = begin(&config.data_dir)?;
     let store = Arc::new(Store::open(&made.join("state"), config.tuning.cache_bytes)?);
     (&opened).rewind().map_err(|error| unusable(&error))?;

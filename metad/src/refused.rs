@@ -7,9 +7,12 @@ use std::net::SocketAddr;
 use wire::attr::Timestamp;
 use wire::limits::AUDIT_MAX;
 use wire::message::cert::{AuditEvent, AuditRecord};
+use wire::quic::network_of;
 
-/// Records among which one is looked for that says the same: who comes again and again makes no others go.
+/// Records among which one is looked for that says the same.
 const LOOKED_AT: usize = 64;
+/// Most records of one network: a peer that tries again and again, under many names, makes no refusals of others go.
+const OF_NETWORK_MAX: usize = AUDIT_MAX / 16;
 
 /// The last refusals.
 #[derive(Default)]
@@ -26,10 +29,7 @@ impl Refused {
     pub(crate) fn add(&self, at: Timestamp, who: &str, addr: SocketAddr, why: &str) {
         let mut all = self.0.lock();
         let first = all.len().saturating_sub(LOOKED_AT);
-        let is_same = |one: &Record| {
-            let of = one.record.addr.map(|addr| addr.ip());
-            one.record.who == who && one.record.detail == why && of == Some(addr.ip())
-        };
+        let is_same = |one: &Record| one.record.who == who && one.record.detail == why && is_of(one, addr);
         let known = all.range(first..).position(is_same).and_then(|at| all.remove(first + at));
         let count = known.map_or(0, |known| known.count) + 1;
         let (event, who, detail) = (AuditEvent::Refused, who.to_owned(), why.to_owned());
@@ -37,7 +37,9 @@ impl Refused {
         if count.is_power_of_two() {
             log(&record);
         }
-        if all.len() >= AUDIT_MAX {
+        if all.iter().filter(|one| is_of(one, addr)).count() >= OF_NETWORK_MAX {
+            all.iter().position(|one| is_of(one, addr)).and_then(|oldest| all.remove(oldest));
+        } else if all.len() >= AUDIT_MAX {
             all.pop_front();
         }
         all.push_back(Record { record, count });
@@ -58,6 +60,11 @@ impl Refused {
     }
 }
 
+/// Returns whether somebody of the same network was refused.
+fn is_of(one: &Record, addr: SocketAddr) -> bool {
+    one.record.addr.is_some_and(|of| network_of(of.ip()) == network_of(addr.ip()))
+}
+
 /// Writes a record to this node's log: one line, always with the same fields.
 pub(crate) fn log(record: &AuditRecord) {
     let AuditRecord { event, who, addr, detail, .. } = record;
@@ -68,6 +75,7 @@ pub(crate) fn log(record: &AuditRecord) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     fn from(number: u8) -> SocketAddr {
         ([10, 0, 0, number], 1).into()
@@ -83,8 +91,15 @@ mod tests {
         let all = refused.since(now);
         assert_eq!(all.len(), 2);
         assert_eq!((all[0].who.as_str(), all[1].detail.as_str()), ("client a", "revoked (10000 times)"));
-        for number in 0..2 * AUDIT_MAX {
-            refused.add(now, &format!("client {number}"), from(3), "revoked");
+        // Under many names, from many addresses of one network.
+        for number in 0..2 * AUDIT_MAX as u32 {
+            let ip = Ipv6Addr::from((0x2001_0db8_u128 << 96) | u128::from(number));
+            refused.add(now, &format!("client {number}"), (ip, 1).into(), "revoked");
+        }
+        let all = refused.since(now);
+        assert_eq!((all.len(), all[0].who.as_str()), (2 + OF_NETWORK_MAX, "client a"));
+        for number in 0..2 * AUDIT_MAX as u32 {
+            refused.add(now, "client c", (Ipv4Addr::from(number), 1).into(), "revoked");
         }
         assert_eq!(refused.since(now).len(), AUDIT_MAX);
         assert!(refused.since(now.shifted(1)).is_empty());

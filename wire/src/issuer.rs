@@ -7,8 +7,9 @@
 use crate::cert::{AuthorityId, Certificate, KeyId, Term, key_of};
 use crate::chain::ISSUABLE;
 use crate::key_files::{read_file, read_private, sections, write_private};
+use crate::leaf::leaf_params;
 use crate::subject::{ISSUER_OID, issued_roles};
-use crate::tls::{ClusterCa, Identity, Role, Subject, crypto_failed, leaf_params};
+use crate::tls::{ClusterCa, Identity, Role, Subject, crypto_failed};
 use crate::trust::SignedTrust;
 use crate::{Error, codec};
 use rcgen::{

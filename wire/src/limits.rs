@@ -58,6 +58,10 @@ pub const CAUGHT_UP_ENTRIES: u64 = 1_000;
 pub const CHAIN_BEHIND_MAX: usize = 4;
 /// Longest name, and longest zone, of a block daemon, in bytes.
 pub const BLOCKD_TEXT_BYTES_MAX: usize = 256;
+/// Largest share of the ring of a block daemon, in GiB of capacity: 1 PiB.
+pub const BLOCKD_WEIGHT_MAX: u32 = 1 << 20;
+/// Longest time between two heartbeats of a block daemon, in milliseconds.
+pub const HEARTBEAT_MAX_MS: u64 = 60_000;
 /// Longest deadline that a server grants a client's or a block daemon's request, in milliseconds. It equals the longest
 /// wait for a session that holds up a change.
 pub const DEADLINE_MAX_MS: u64 = 60_000;

@@ -37,6 +37,7 @@ mod stream;
 mod tests;
 mod trial;
 
+pub use admission::network_of;
 pub use budget::Held;
 pub use endpoint::Endpoint;
 pub use events::EventSender;

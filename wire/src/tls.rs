@@ -7,11 +7,12 @@
 pub use crate::subject::{ClientGrant, Role, Squash, Subject};
 
 use crate::attr::Timestamp;
-use crate::cert::{Certificate, ISSUED_OID, Term};
+use crate::cert::{Certificate, Term};
 use crate::chain::ClientVerifier;
 use crate::ids::ClusterId;
 use crate::key_files::{read_file, sections, write_private};
-use crate::subject::{self, SUBJECT_OID};
+use crate::leaf::leaf_params;
+use crate::subject;
 use crate::trust::{Besides, CLUSTER_OID, Former, SignedTrust, Trust, cluster_of, roots_of};
 use crate::{Error, codec};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
@@ -22,10 +23,6 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// Name in every certificate, which the TLS library requires; peers are known by CA and role instead.
-pub(crate) const SERVER_NAME: &str = "node.surf.internal";
 
 /// A peer, known by its verified certificate.
 #[derive(Clone, Debug)]
@@ -161,19 +158,6 @@ impl ClusterCa {
         let parts = Parts { ca: self.cert_pem.clone(), cert: cert.pem(), issuer: None, key: key.serialize_pem() };
         Identity::of_parts(Path::new("new identity"), parts)
     }
-}
-
-/// What a node's certificate says, whoever signs it.
-pub(crate) fn leaf_params(subject: &Subject, coded: Vec<u8>, term: &Term) -> Result<CertificateParams, rcgen::Error> {
-    let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()])?;
-    params.distinguished_name.push(DnType::CommonName, format!("{} {}", subject.role, subject.name));
-    params.custom_extensions.push(CustomExtension::from_oid_content(SUBJECT_OID, coded));
-    params.custom_extensions.push(CustomExtension::from_oid_content(ISSUED_OID, codec::encode(&term.issued)));
-    params.not_after = match term.ends.and_then(|ends| u64::try_from(ends.secs).ok()) {
-        Some(secs) => rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(secs),
-        None => rcgen::date_time_ymd(2125, 1, 1),
-    };
-    Ok(params)
 }
 
 /// The parts of an identity, as PEM.

@@ -155,7 +155,7 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, path: &Path, len: u64) -> io::Result<Arc<dyn SegmentFile>> {
-        let file = open_direct(OpenOptions::new().create_new(true).read(true).write(true), path)?;
+        let file = open_direct(OpenOptions::new().create_new(true).read(true).write(true).mode(0o600), path)?;
         let reserved = match crate::sys::allocate(&file, len) {
             // A filesystem that cannot reserve space reports that it is full when it is written to.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
@@ -191,5 +191,19 @@ impl Disk for RealDisk {
 
     fn space(&self, dir: &Path) -> io::Result<(u64, u64)> {
         crate::sys::space(dir)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_segment_is_for_its_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("segment");
+        RealDisk.create(&path, 4096).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }

@@ -367,9 +367,7 @@ impl FetchState {
                 }
             }
             Ok((BlockReply::NotHere { layout, .. }, _)) => {
-                if let Some(layout) = layout {
-                    self.layouts.learn(layout);
-                }
+                layout.into_iter().for_each(|newer| self.layouts.hint(newer.epoch));
                 Err(Missed::Answered(format!("{addr} does not have it")))
             }
             Ok((BlockReply::TicketRefused, _)) => {

@@ -1,11 +1,16 @@
 //! The layout that this client knows, and the daemons that it has trouble with.
+//!
+//! A client takes layouts from metad alone. A block daemon that speaks of a newer one is a reason to ask metad: one that was
+//! taken over could otherwise make itself the only owner of all that is written.
 
 use crate::network::Blockd;
-use parking_lot::RwLock;
+use crate::ordered::{Ordered, Rank};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use wire::ids::{BlockHash, BlockdId};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::block::BlockRequest;
 use wire::suspects::Suspects;
@@ -18,9 +23,16 @@ const PROBE_LIMIT: Duration = Duration::from_secs(1);
 /// A daemon without room is not asked to store anything for this long.
 const FULL_FOR: Duration = Duration::from_secs(5);
 
-/// The newest layout that this client has heard of.
+/// Metad is asked for a newer layout no more often than this.
+const WANTED_PAUSE: Duration = Duration::from_millis(200);
+
+/// The newest layout that this client has got from metad.
 pub struct Layouts {
-    newest: RwLock<Arc<Layout>>,
+    newest: watch::Sender<Arc<Layout>>,
+    /// Notified when a block daemon speaks of a newer layout.
+    wanted: Notify,
+    /// When [`Layouts::wanted`] has returned last.
+    last_wanted: Ordered<Option<Instant>>,
     /// Bounded by the layout.
     suspects: Suspects<BlockdId>,
     full: Suspects<BlockdId>,
@@ -33,22 +45,55 @@ impl Layouts {
     /// Starts with a layout.
     #[must_use]
     pub fn new(layout: Layout) -> Self {
-        let newest = RwLock::new(Arc::new(layout));
-        Self { newest, suspects: Suspects::until_cleared(), full: Suspects::new(FULL_FOR) }
+        Self {
+            newest: watch::Sender::new(Arc::new(layout)),
+            wanted: Notify::new(),
+            last_wanted: Ordered::new(Rank::Leaf, None),
+            suspects: Suspects::until_cleared(),
+            full: Suspects::new(FULL_FOR),
+        }
     }
 
     /// Returns the newest layout.
     #[must_use]
     pub fn newest(&self) -> Arc<Layout> {
-        self.newest.read().clone()
+        self.newest.borrow().clone()
     }
 
-    /// Takes over a layout if it is newer.
+    /// Takes over a layout from metad, if it is newer.
     pub fn learn(&self, layout: Layout) {
-        let mut newest = self.newest.write();
-        if layout.epoch > newest.epoch {
-            *newest = Arc::new(layout);
+        self.newest.send_if_modified(|newest| {
+            let is_newer = layout.epoch > newest.epoch;
+            if is_newer {
+                *newest = Arc::new(layout);
+            }
+            is_newer
+        });
+    }
+
+    /// Notes that a block daemon speaks of a layout of this epoch.
+    pub fn hint(&self, epoch: LayoutEpoch) {
+        if epoch > self.newest().epoch {
+            self.wanted.notify_one();
         }
+    }
+
+    /// Waits until a block daemon has spoken of a newer layout, and for a pause after the last return: it may do so as often
+    /// as it likes. Cancel-safe.
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
+        let last = *self.last_wanted.lock();
+        if let Some(last) = last {
+            tokio::time::sleep_until(last + WANTED_PAUSE).await;
+        }
+        *self.last_wanted.lock() = Some(Instant::now());
+    }
+
+    /// Waits for a layout newer than this epoch. Returns whether there is one in time.
+    pub async fn is_newer_than(&self, epoch: LayoutEpoch, limit: Duration) -> bool {
+        let mut newest = self.newest.subscribe();
+        let newer = newest.wait_for(|layout| layout.epoch > epoch);
+        tokio::time::timeout(limit, newer).await.is_ok_and(|found| found.is_ok())
     }
 
     /// Notes that a daemon failed: it is asked last from now on.

@@ -35,6 +35,8 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 /// How long a full cluster is asked again before the writer gets the error.
 const FULL_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long metad is waited for when a daemon says that a block has other owners by now.
+const LAYOUT_PATIENCE: Duration = Duration::from_secs(1);
 /// When the first daemon of the chain has answered for this long that it has too much to do, another one is first. One
 /// that only has much to do goes on within this time; one whose disk hangs would say so for ever.
 const BUSY_PATIENCE: Duration = Duration::from_millis(2500);
@@ -73,8 +75,8 @@ impl UsualTime {
 /// Why an attempt failed.
 enum Missed {
     NoSpace,
-    /// The block has other owners by now.
-    OldLayout,
+    /// The block has other owners by now, as this daemon says.
+    OldLayout(BlockdId),
     TooFew(String),
     /// The first one has too much to do, in these words.
     Busy(BlockdId, String),
@@ -146,18 +148,24 @@ impl Putter {
             if let Missed::Busy(id, _) = &missed {
                 postponed.was_busy(*id);
             }
-            match missed {
-                Missed::OldLayout => continue,
+            let reason = match missed {
+                Missed::OldLayout(_) if self.layouts.is_newer_than(layout.epoch, LAYOUT_PATIENCE).await => continue,
+                Missed::OldLayout(id) => {
+                    // It would say the same again at once.
+                    self.layouts.suspect(id);
+                    Some(format!("{id} speaks of newer owners, of which metad knows nothing"))
+                }
                 Missed::NoSpace if started.elapsed() > FULL_PATIENCE => return Err(FsError::NoSpace),
-                Missed::NoSpace => {}
-                Missed::TooFew(reason) | Missed::Busy(_, reason) => {
-                    if self.soft_timeout.is_some_and(|limit| started.elapsed() > limit) {
-                        return Err(FsError::Io);
-                    }
-                    if warned.elapsed() > WARN_EVERY {
-                        warned = Instant::now();
-                        tracing::warn!(%hash, reason, "waiting for block daemons");
-                    }
+                Missed::NoSpace => None,
+                Missed::TooFew(reason) | Missed::Busy(_, reason) => Some(reason),
+            };
+            if let Some(reason) = reason {
+                if self.soft_timeout.is_some_and(|limit| started.elapsed() > limit) {
+                    return Err(FsError::Io);
+                }
+                if warned.elapsed() > WARN_EVERY {
+                    warned = Instant::now();
+                    tracing::warn!(%hash, reason, "waiting for block daemons");
                 }
             }
             tokio::time::sleep(backoff.delay()).await;
@@ -184,7 +192,7 @@ impl Putter {
         // The first attempt that stores the block, or learns of new owners, decides. If neither does, the last result
         // counts.
         let (outcome, other) = select(first, second).await.factor_first();
-        if matches!(outcome, Ok(()) | Err(Missed::OldLayout)) { outcome } else { other.await }
+        if matches!(outcome, Ok(()) | Err(Missed::OldLayout(_))) { outcome } else { other.await }
     }
 
     async fn attempt(&self, layout: &Layout, targets: &[Holder], hash: BlockHash, block: &Bytes) -> Result<(), Missed> {
@@ -206,9 +214,7 @@ impl Putter {
                 let is_asked = |id: &&BlockdId| targets.iter().any(|(target, _)| target == *id);
                 failed.iter().map(|(id, _)| id).filter(is_asked).for_each(|id| self.layouts.suspect(*id));
                 full.iter().filter(is_asked).for_each(|id| self.layouts.full(*id));
-                if let Some(layout) = layout {
-                    self.layouts.learn(layout);
-                }
+                layout.into_iter().for_each(|newer| self.layouts.hint(newer.epoch));
                 // I9: one daemon that stands twice in the chain is one copy, and one that was not asked is none.
                 let copies = synced.iter().filter(is_asked).collect::<BTreeSet<_>>().len();
                 if copies >= needed && receipt.is_none() && self.tickets.are_needed() {
@@ -223,13 +229,8 @@ impl Putter {
                 Err(Missed::TooFew(format!("{copies} of {needed} stored it; {failed:?}")))
             }
             Ok((BlockReply::OldLayout(newer), _)) => {
-                self.layouts.learn(newer);
-                if self.layouts.newest().epoch > layout.epoch {
-                    return Err(Missed::OldLayout);
-                }
-                // It would say the same again at once.
-                self.layouts.suspect(*first);
-                Err(Missed::TooFew(format!("{addr} speaks of newer owners, and names none")))
+                self.layouts.hint(newer.epoch);
+                Err(Missed::OldLayout(*first))
             }
             Ok((other, _)) => {
                 self.layouts.suspect(*first);
@@ -256,6 +257,7 @@ mod tests {
     use std::sync::atomic::AtomicU32;
     use wire::attr::Timestamp;
     use wire::cert::KeyId;
+    use wire::ids::LayoutEpoch;
     use wire::ticket::TicketKey;
 
     /// Both attempts fail, the first one first.
@@ -357,7 +359,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_daemon_that_speaks_of_newer_owners_and_names_none_is_not_asked_without_end() {
+    async fn a_daemon_that_makes_a_layout_up_is_not_believed_and_not_asked_without_end() {
         let members = vec![member(1), member(2)];
         let old = Layout { replicas: 2, min_sync: 1, members, ..Layout::default() };
         let layouts = Arc::new(Layouts::new(old.clone()));
@@ -369,7 +371,8 @@ mod tests {
             noted.lock().push(blockd);
             assert!(noted.lock().len() < 100, "it is asked in a loop");
             ready(Ok(if blockd == first.1 {
-                BlockReply::OldLayout(old.clone())
+                let alone = vec![member(1)];
+                BlockReply::OldLayout(Layout { epoch: LayoutEpoch(u64::MAX), members: alone, ..Layout::default() })
             } else {
                 BlockReply::Stored {
                     synced: vec![second.0],
@@ -380,11 +383,38 @@ mod tests {
                 }
             }))
         });
-        Putter::new(Arc::new(says), layouts, None, Arc::new(Tickets::new(false)))
-            .put(hash, Bytes::from_static(b"x"))
-            .await
-            .unwrap();
+        let putter = Putter::new(Arc::new(says), layouts.clone(), None, Arc::new(Tickets::new(false)));
+        putter.put(hash, Bytes::from_static(b"x")).await.unwrap();
         assert_eq!(*asked.lock(), [first.1, second.1]);
+        assert_eq!(*layouts.newest(), old, "layouts come from metad");
+        layouts.wanted().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_put_under_an_old_layout_goes_on_under_the_one_that_metad_gives() {
+        let layout = |epoch, number| Layout {
+            epoch: LayoutEpoch(epoch),
+            replicas: 1,
+            min_sync: 1,
+            members: vec![member(number)],
+            ..Layout::default()
+        };
+        let layouts = Arc::new(Layouts::new(layout(1, 1)));
+        let says = Answering(move |blockd| {
+            let synced = vec![BlockdId([2; 16])];
+            ready(Ok(if blockd == member(1).addr {
+                BlockReply::OldLayout(layout(2, 2))
+            } else {
+                BlockReply::Stored { synced, failed: Vec::new(), full: Vec::new(), layout: None, receipt: None }
+            }))
+        });
+        let putter = Putter::new(Arc::new(says), layouts.clone(), None, Arc::new(Tickets::new(false)));
+        let metad = async {
+            layouts.wanted().await;
+            layouts.learn(layout(2, 2));
+        };
+        let (stored, ()) = tokio::join!(putter.put(BlockHash([0; 32]), Bytes::from_static(b"x")), metad);
+        stored.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -74,10 +74,13 @@ pub fn learn_trust(shared: &Shared) -> Option<Identity> {
     }
 }
 
-/// Writes this node's identity. What is not written is learned again after the next start.
+/// Writes this node's identity. The task that renews it writes again what this could not.
 pub fn keep(shared: &Shared, identity: &Identity) {
-    if let Err(error) = identity.save(&shared.config.data_dir.join(IDENTITY_FILE)) {
-        tracing::warn!(%error, "the identity, with the CAs to trust, is not on disk; make it writable");
+    let written = identity.save(&shared.config.data_dir.join(IDENTITY_FILE));
+    if shared.endpoint.note_written(written.is_ok())
+        && let Err(error) = written
+    {
+        tracing::warn!(%error, "the identity, with the CAs to trust, is not on disk; make it writable, or make room");
     }
 }
 

@@ -23,6 +23,12 @@ const CATCH_UP_LIMIT: Duration = Duration::from_secs(10);
 /// Another voter leads within this time if it can.
 const STEP_ASIDE_LIMIT: Duration = Duration::from_secs(3);
 
+/// Returns how long ago a node has answered this leader.
+fn heard(metrics: &RaftMetrics<TypeConfig>, id: u64) -> Option<Duration> {
+    let at = metrics.heartbeat.as_ref()?.get(&id).copied().flatten()?;
+    Some(openraft::Instant::elapsed(&at.into_inner()))
+}
+
 impl Raft {
     /// The nodes of the cluster.
     #[must_use]
@@ -39,7 +45,8 @@ impl Raft {
             .nodes()
             .filter_map(|(id, node)| {
                 let addr = node.addr.parse().ok()?;
-                Some(Member { id: MetadId(*id), addr, voter: voters.contains(id), matched: matched(id).unwrap_or(0) })
+                let (voter, matched) = (voters.contains(id), matched(id).unwrap_or(0));
+                Some(Member { id: MetadId(*id), addr, voter, matched, heard: heard(&metrics, *id) })
             })
             .collect()
     }
@@ -114,10 +121,8 @@ impl Raft {
     /// When it does not answer.
     async fn wait_alive(&self, id: MetadId) -> Result<(), ProposeError> {
         let since = Instant::now();
-        let answers = |metrics: &RaftMetrics<TypeConfig>| {
-            let answered = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&id.0).copied().flatten());
-            answered.is_some_and(|at| openraft::Instant::elapsed(&at.into_inner()) <= since.elapsed())
-        };
+        let answers =
+            |metrics: &RaftMetrics<TypeConfig>| heard(metrics, id.0).is_some_and(|ago| ago <= since.elapsed());
         let heard = self.raft.wait(Some(ALIVE_LIMIT)).metrics(answers, "the new one's answer").await;
         heard.map(|_| ()).map_err(|_| {
             ProposeError::Refused(format!(

@@ -15,9 +15,9 @@ use crate::fs::keys::Key;
 use crate::fs::rules;
 use crate::fs::view::Changes;
 use crate::store::Store;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use wire::ids::RulesVersion;
@@ -67,7 +67,7 @@ fn write_part(out: &mut impl Write, part: &[u8]) -> io::Result<()> {
 /// Writes the state as it was when `Store::begin_snapshot` was called, to be published. Blocks; writers go on
 /// meanwhile. Returns false when the scan was given up, because another state replaces this one.
 pub(super) fn write(path: &Path, meta: &SnapshotMeta, store: &Store) -> io::Result<bool> {
-    let file = File::create(path)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     let mut out = Hashing { inner: BufWriter::with_capacity(1 << 20, file), hash: blake3::Hasher::new() };
     out.write_all(MAGIC)?;
     // Rules that were raised since the scan began are no harm: who does not know them needs no such snapshot.
@@ -268,6 +268,7 @@ mod tests {
     use super::*;
     use crate::fs::view::Kv;
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_snapshot_of_newer_rules_or_of_another_version_is_refused_with_one_clear_line() {
@@ -304,6 +305,7 @@ mod tests {
         assert!(write(&path, &SnapshotMeta::default(), &store).unwrap());
         let (_, written) = open(&path).unwrap().unwrap();
         verify(&written).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 
         let other = Store::open(&dir.path().join("b"), 8 << 20).unwrap();
         load(&written, &other, b"there").unwrap();

@@ -59,7 +59,7 @@ pub(crate) async fn copy_with_log(dir: &Path, into: &Path, tuning: &Tuning) -> R
     let voters: BTreeSet<u64> = membership.membership().voter_ids().collect();
     let member = |(id, node): (&u64, &BasicNode)| {
         let addr = node.addr.parse().ok()?;
-        Some(Member { id: MetadId(*id), addr, voter: voters.contains(id), matched: 0 })
+        Some(Member { id: MetadId(*id), addr, voter: voters.contains(id), matched: 0, heard: None })
     };
     let members = membership.membership().nodes().filter_map(member).collect();
     let index_term = applied.committed_leader_id().term;

@@ -163,6 +163,7 @@ impl Server {
             term,
             applied,
             metads: members.iter().map(|m| (m.id, m.addr, m.voter, m.matched)).collect(),
+            metads_heard_ms: members.iter().map(|m| m.heard.map(|ago| ago.as_millis() as u64)).collect(),
             metads_ever: settings::metads_ever(&**state).into_iter().collect(),
             blockds: self.shared.liveness.blockds(&layout),
             sessions: session::all(&**state)

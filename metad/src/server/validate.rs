@@ -10,9 +10,9 @@ use wire::codec;
 use wire::extent::Source;
 use wire::layout::Layout;
 use wire::limits::{
-    BATCH_BYTES_MAX, BATCH_OPS_MAX, BLOCKD_TEXT_BYTES_MAX, COMMIT_EXTENTS_MAX, COMMIT_OWN_MAX, EXPECT_MAX,
-    INLINE_BYTES_MAX, JOURNALED_FILES_MAX, NAME_BYTES_MAX, RELEASED_ORPHANS_MAX, SYMLINK_BYTES_MAX,
-    XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX,
+    BATCH_BYTES_MAX, BATCH_OPS_MAX, BLOCKD_TEXT_BYTES_MAX, BLOCKD_WEIGHT_MAX, COMMIT_EXTENTS_MAX, COMMIT_OWN_MAX,
+    EXPECT_MAX, HEARTBEAT_MAX_MS, INLINE_BYTES_MAX, JOURNALED_FILES_MAX, NAME_BYTES_MAX, RELEASED_ORPHANS_MAX,
+    SYMLINK_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX,
 };
 use wire::message::meta::BlockdHeartbeat;
 use wire::op::{Batch, ConflictPolicy, NewInode, Op, OpFailed};
@@ -124,6 +124,12 @@ pub(super) fn heartbeat(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Result<
     let BlockdHeartbeat { id, name, addr, zone, .. } = heartbeat;
     if name.len().max(zone.len()) > BLOCKD_TEXT_BYTES_MAX {
         return Err(format!("a name or a zone is longer than {BLOCKD_TEXT_BYTES_MAX} bytes"));
+    }
+    if heartbeat.weight > BLOCKD_WEIGHT_MAX || heartbeat.every_ms > HEARTBEAT_MAX_MS {
+        return Err(format!(
+            "a weight is {BLOCKD_WEIGHT_MAX} at most, and heartbeats are {HEARTBEAT_MAX_MS} ms apart at most: correct the \
+             configuration of {name}"
+        ));
     }
     // One certificate is one member. A daemon that has lost its disk is known by its address, one that has moved by its
     // id.
@@ -279,6 +285,10 @@ mod tests {
         assert!(heartbeat(&layout, &says("blockd-2", 9, 7009)).is_err(), "a second member of one certificate");
         assert!(heartbeat(&layout, &says("blockd-2", 1, 7002)).is_err(), "the id of another one");
         assert!(heartbeat(&layout, &says("blockd-3", 3, 7001)).is_err(), "the address of another one");
+        let heavy = BlockdHeartbeat { weight: u32::MAX, ..says("blockd-3", 3, 7003) };
+        assert!(heartbeat(&layout, &heavy).is_err(), "it would own nearly all");
+        let rare = BlockdHeartbeat { every_ms: 3_600_000, ..says("blockd-3", 3, 7003) };
+        assert!(heartbeat(&layout, &rare).is_err(), "it would be up for hours whatever became of it");
         assert!(heartbeat(&layout, &says(&"x".repeat(BLOCKD_TEXT_BYTES_MAX + 1), 3, 7003)).is_err());
     }
 }

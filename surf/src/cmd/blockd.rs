@@ -126,8 +126,13 @@ pub fn to_json((member, state): (&LayoutMember, &BlockdState)) -> serde_json::Va
 /// Time since the last heartbeat, for people.
 #[must_use]
 pub fn heard(state: &BlockdState) -> String {
+    ago(state.heard_ms)
+}
+
+/// Returns how long ago somebody was heard, for people.
+pub fn ago(heard_ms: Option<u64>) -> String {
     let ago = |ms| format!("{} ago", output::duration(Duration::from_millis(ms)));
-    state.heard_ms.map_or_else(|| "never".to_owned(), ago)
+    heard_ms.map_or_else(|| "never".to_owned(), ago)
 }
 
 fn list(status: &ClusterStatus, as_json: bool) -> Result<()> {

@@ -3,7 +3,7 @@
 mod init;
 
 use super::access::Access;
-use super::blockd::{heard, states, to_json as blockd_json, word};
+use super::blockd::{ago, heard, states, to_json as blockd_json, word};
 use super::lengths;
 use super::session;
 use super::token::issuable;
@@ -141,16 +141,18 @@ fn show(status: &ClusterStatus, as_json: bool) -> Result<()> {
     let metads: Vec<Vec<String>> = status
         .metads
         .iter()
-        .map(|(id, addr, voter, matched)| {
+        .zip(&status.metads_heard_ms)
+        .map(|((id, addr, voter, matched), heard_ms)| {
             let role = match (*id == status.leader, voter) {
                 (true, _) => "leads",
                 (false, true) => "votes",
                 (false, false) => "learns",
             };
-            vec![format!("metad-{id}"), role.to_owned(), addr.to_string(), matched.to_string()]
+            let heard = if *id == status.leader { "-".to_owned() } else { ago(*heard_ms) };
+            vec![format!("metad-{id}"), role.to_owned(), addr.to_string(), matched.to_string(), heard]
         })
         .collect();
-    output::table(&["METAD", "ROLE", "ADDRESS", "LOG"], &metads);
+    output::table(&["METAD", "ROLE", "ADDRESS", "LOG", "HEARD"], &metads);
     let blockds: Vec<Vec<String>> = states(status)
         .map(|(member, state)| {
             vec![
@@ -174,8 +176,12 @@ fn to_json(status: &ClusterStatus) -> serde_json::Value {
     let metads: Vec<_> = status
         .metads
         .iter()
-        .map(|(id, addr, voter, matched)| {
-            json!({ "id": id, "address": addr, "voter": voter, "leader": *id == status.leader, "log_index": matched })
+        .zip(&status.metads_heard_ms)
+        .map(|((id, addr, voter, matched), heard_ms)| {
+            json!({
+                "id": id, "address": addr, "voter": voter, "leader": *id == status.leader, "log_index": matched,
+                "heard_ms": heard_ms,
+            })
         })
         .collect();
     let blockds: Vec<_> = states(status).map(blockd_json).collect();

@@ -173,15 +173,23 @@ impl Health {
     }
 }
 
+/// A metad answers the leader ten times a second.
+const METAD_SILENT: Duration = Duration::from_secs(1);
+
 fn metads(status: &ClusterStatus) -> Vec<String> {
     let mut problems = Vec::new();
     let voters = status.metads.iter().filter(|(_, _, voter, _)| *voter).count();
     if voters.is_multiple_of(2) {
         problems.push(format!("{voters} metads vote: an odd number bears as many failures with one node less"));
     }
-    for (id, addr, _, matched) in status.metads.iter().filter(|(id, ..)| *id != status.leader) {
-        if *matched == 0 {
+    for ((id, addr, _, matched), heard_ms) in status.metads.iter().zip(&status.metads_heard_ms) {
+        let silent = heard_ms.map(Duration::from_millis).filter(|ago| *ago > METAD_SILENT);
+        if *id == status.leader {
+            continue;
+        } else if *matched == 0 {
             problems.push(format!("metad-{id} ({addr}) does not follow"));
+        } else if let Some(ago) = silent {
+            problems.push(format!("metad-{id} ({addr}) has not answered for {}: start it", output::duration(ago)));
         }
     }
     problems
@@ -190,6 +198,19 @@ fn metads(status: &ClusterStatus) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_metad_that_has_stopped_is_named_though_the_leader_remembers_what_it_had() {
+        let metad = |id: u64| (MetadId(id), ([127, 0, 0, 1], 7000).into(), true, 40);
+        let of = |heard_ms| ClusterStatus {
+            metads: vec![metad(1), metad(2), metad(3)],
+            metads_heard_ms: vec![None, Some(90), heard_ms],
+            ..status(&[])
+        };
+        assert!(metads(&of(Some(120))).is_empty());
+        let problems = metads(&of(Some(4_000)));
+        assert!(problems.len() == 1 && problems[0].contains("metad-3"), "{problems:?}");
+    }
     use wire::ids::{BlockdId, LayoutEpoch, MetadId};
     use wire::layout::{Layout, LayoutMember, OlderLayout};
     use wire::message::admin::BlockdState;
@@ -215,6 +236,7 @@ mod tests {
             term: 1,
             applied: 1,
             metads: vec![(MetadId(1), addr, true, 1)],
+            metads_heard_ms: vec![None],
             metads_ever: vec![MetadId(1)],
             layout: Layout {
                 replicas: 2,

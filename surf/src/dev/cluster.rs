@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, TryLockError};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Kind of a daemon.
@@ -76,6 +77,15 @@ impl ClusterFile {
     }
 }
 
+/// Checks that a directory is this user's. In places that all may write to, such as /tmp, another user can make it first, and
+/// put links there.
+fn check_owner(path: &Path, owner: u32, own: u32) -> Result<()> {
+    if owner != own {
+        bail!("--dir {}: belongs to the user {owner}, not to {own}: choose a directory of your own", path.display());
+    }
+    Ok(())
+}
+
 /// The directory, locked against other commands while this lives.
 pub struct DevDir {
     path: PathBuf,
@@ -86,13 +96,14 @@ impl DevDir {
     /// Takes the directory, which must hold a cluster unless `create`.
     pub fn take(path: &Path, create: bool) -> Result<Self> {
         if create {
-            fs::create_dir_all(path).with_context(|| format!("--dir {}: cannot be made", path.display()))?;
+            wire::durable::make_dir(path).with_context(|| format!("--dir {}: cannot be made", path.display()))?;
         } else {
             // Leaves no lock behind where there is nothing to lock.
             required(path)?;
         }
         let shown = path.display();
         let path = path.canonicalize().with_context(|| format!("{shown}: there is no such directory"))?;
+        check_owner(&path, fs::metadata(&path)?.uid(), fs::metadata("/proc/self")?.uid())?;
         let lock = File::options().create(true).append(true).open(path.join("dev.lock"));
         let lock = lock.with_context(|| format!("{}: cannot be written", path.display()))?;
         match lock.try_lock() {
@@ -145,4 +156,16 @@ fn read(dir: &Path) -> Result<Option<ClusterFile>> {
 pub fn required(dir: &Path) -> Result<ClusterFile> {
     let none = || format!("{}: there is no cluster here; make one with `surf dev up`", dir.display());
     read(dir)?.with_context(none)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_another_user_has_made_is_refused() {
+        assert!(check_owner(Path::new("x"), 0, 0).is_ok());
+        let refused = check_owner(Path::new("x"), 1_000, 0).unwrap_err().to_string();
+        assert!(refused.contains("belongs to the user 1000"), "{refused}");
+    }
 }

@@ -393,7 +393,8 @@ impl Consensus for SimulatedConsensus {
 
     fn members(&self) -> Vec<Member> {
         let nodes = self.agreement.log.lock().nodes.len();
-        let member = |node| Member { id: MetadId(node as u64 + 1), addr: address(node), voter: true, matched: 0 };
+        let member =
+            |node| Member { id: MetadId(node as u64 + 1), addr: address(node), voter: true, matched: 0, heard: None };
         (0..nodes).map(member).collect()
     }
 

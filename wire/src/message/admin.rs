@@ -235,6 +235,9 @@ pub struct ClusterStatus {
     pub applied: u64,
     /// Metadata nodes: id, address, voter or learner, log index known to be there.
     pub metads: Vec<(MetadId, SocketAddr, bool, u64)>,
+    /// How many milliseconds ago the leader has heard each of them, in their order: none for itself, and for those that it has
+    /// never heard.
+    pub metads_heard_ms: Vec<Option<u64>>,
     /// Numbers of all metads that are or were members: none of them is given to another one.
     pub metads_ever: Vec<MetadId>,
     /// Block daemons.

@@ -278,7 +278,7 @@ pub enum BlockReply {
         failed: Vec<(BlockdId, String)>,
         /// Daemons that have no room for it: another one may stand in for each.
         full: Vec<BlockdId>,
-        /// The layout, when the sender's was old (I11).
+        /// The layout, when the sender's was old (I11). A client asks metad for it, and believes no other.
         layout: Option<Layout>,
         /// For a client that is confined: that it has sent the whole block.
         receipt: Option<Receipt>,
@@ -294,7 +294,7 @@ pub enum BlockReply {
     Digests(Vec<Digest>),
     /// This daemon knows an older layout than the one it is asked about: ask again.
     Behind,
-    /// Nothing is acknowledged: blocks have other owners since the sender's layout (I11).
+    /// Nothing is acknowledged: blocks have other owners since the sender's layout (I11). A client asks metad for the newer one.
     OldLayout(Layout),
     /// Blocks in order of their names.
     Blocks(Vec<(BlockHash, u32)>),
@@ -315,7 +315,7 @@ pub enum BlockReply {
     NotHere {
         /// The copy that is here does not match its hash and was quarantined.
         corrupt: bool,
-        /// The layout, when the sender's was old (I11).
+        /// The layout, when the sender's was old (I11). A client asks metad for it, and believes no other.
         layout: Option<Layout>,
     },
     /// The request failed here for a reason of this daemon's own (disk error, shutting down).

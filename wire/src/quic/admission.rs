@@ -167,7 +167,8 @@ fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
 }
 
 /// Returns what counts as one address: whoever has one IPv6 address has its whole /64 network (RFC 6177).
-pub(super) fn network_of(address: IpAddr) -> IpAddr {
+#[must_use]
+pub fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();

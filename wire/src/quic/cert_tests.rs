@@ -163,6 +163,22 @@ async fn a_server_that_admits_nobody_without_a_certificate_refuses_one_that_has_
     assert_eq!(pair.service.asked.load(Ordering::Relaxed), 0);
 }
 
+/// Its certificate does not say that it may (RFC 5280 §4.2.1.12).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_poses_as_a_server_is_left_in_the_handshake() {
+    let pair = Pair::new();
+    pair.service.may.add_permits(10);
+    let poses = Endpoint::bind(any(), &pair.client(1_000)).unwrap();
+    let _serving = poses.serve(pair.service.clone(), &Handle::current());
+    let caller = Endpoint::bind(any(), &pair.client(1_000)).unwrap();
+    for role in [Role::Metad, Role::Blockd, Role::Client] {
+        let refused = caller.peer(poses.local_addr(), role).request::<_, i64>(&(), &[], LIMIT).await;
+        assert!(matches!(refused, Err(Error::NotSent { .. })), "{refused:?}");
+    }
+    assert_eq!(pair.service.asked.load(Ordering::Relaxed), 0);
+    assert!(pair.ask(&caller).await.is_ok());
+}
+
 /// A metad that renews with what it is given, names others, and may refuse some.
 struct Renews {
     with: Mutex<Option<(Vec<u8>, Vec<u8>)>>,
@@ -207,6 +223,8 @@ struct Renewer {
     endpoint: Endpoint,
     metads: Vec<SocketAddr>,
     kept: AtomicUsize,
+    /// How often the disk is full.
+    full: AtomicUsize,
 }
 
 impl Renewing for Renewer {
@@ -219,6 +237,9 @@ impl Renewing for Renewer {
     }
 
     fn keep(&self, _identity: &Identity) -> Result<(), Error> {
+        if self.full.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |times| times.checked_sub(1)).is_ok() {
+            return Err(Error::Identity { file: "x".to_owned(), reason: "no space left".to_owned() });
+        }
         self.kept.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -265,7 +286,12 @@ impl Metads {
     }
 
     fn renewer(&self, ends_in: i64, metads: Vec<SocketAddr>) -> Arc<Renewer> {
-        Arc::new(Renewer { endpoint: self.client(ends_in), metads, kept: AtomicUsize::default() })
+        Arc::new(Renewer {
+            endpoint: self.client(ends_in),
+            metads,
+            kept: AtomicUsize::default(),
+            full: AtomicUsize::default(),
+        })
     }
 }
 
@@ -287,7 +313,12 @@ async fn a_renewed_identity_that_nobody_accepts_does_not_take_the_place_of_a_goo
     assert_eq!(*renewer.endpoint.identity().certificate(), before);
     // Nor does one that cannot be tried out, nor one that ends no later.
     let good = metads.signed(&metads.good, 2_000);
-    let alone = Arc::new(Renewer { endpoint: metads.client(1_000), metads: Vec::new(), kept: AtomicUsize::default() });
+    let alone = Arc::new(Renewer {
+        endpoint: metads.client(1_000),
+        metads: Vec::new(),
+        kept: AtomicUsize::default(),
+        full: AtomicUsize::default(),
+    });
     let untried = alone.endpoint.identity().renewed(&good.0, &good.1).unwrap();
     assert!(matches!(adopt(&alone.endpoint, &alone, untried).await, Err(RenewError::NotAccepted(_))));
     *service.with.lock() = Some(metads.signed(&metads.good, 900));
@@ -299,6 +330,22 @@ async fn a_renewed_identity_that_nobody_accepts_does_not_take_the_place_of_a_goo
     let asked: (MetaReply, _) =
         renewer.endpoint.peer(first, Role::Metad).request(&MetaRequest::WhoLeads, &[], LIMIT).await.unwrap();
     assert_eq!(asked.0.kind_name(), "NotLeader");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_identity_that_a_full_disk_did_not_take_is_written_once_there_is_room() {
+    let metads = Metads::new();
+    let (addr, service, _serving) = metads.serve(Some(metads.signed(&metads.good, 2_000)), Vec::new(), None);
+    let renewer = metads.renewer(10, vec![addr]);
+    renewer.full.store(2, Ordering::Relaxed);
+    let keeping = tokio::spawn(keep_renewed(renewer.endpoint.clone(), renewer.clone()));
+    let started = Instant::now();
+    while renewer.kept.load(Ordering::Relaxed) == 0 {
+        assert!(started.elapsed() < LIMIT, "it is not written");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!((renewer.full.load(Ordering::Relaxed), service.renewals.load(Ordering::Relaxed)), (0, 1));
+    keeping.abort();
 }
 
 /// Nobody but a metad that was taken over accepts what an issuer signs that was revoked.

@@ -15,6 +15,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{DistinguishedName, SignatureScheme};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 
 /// What newcomers speak, who have no certificate yet.
@@ -37,6 +38,8 @@ pub(super) struct Credentials {
     ended: Notify,
     /// Notified when there may be another CA.
     hinted: Notify,
+    /// Whether the identity is on disk, where it was to be written.
+    is_written: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -103,7 +106,12 @@ impl Shown {
 
 impl Credentials {
     pub(super) fn of(identity: &Identity) -> Result<Self, Error> {
-        Ok(Self { current: RwLock::new(Shown::of(identity, 0)?), ended: Notify::new(), hinted: Notify::new() })
+        Ok(Self {
+            current: RwLock::new(Shown::of(identity, 0)?),
+            ended: Notify::new(),
+            hinted: Notify::new(),
+            is_written: AtomicBool::new(true),
+        })
     }
 
     pub(super) fn identity(&self) -> Arc<Identity> {
@@ -118,6 +126,15 @@ impl Credentials {
     /// Notified when there may be another CA.
     pub(super) fn hinted(&self) -> &Notify {
         &self.hinted
+    }
+
+    /// Notes whether the identity is on disk. Returns what was noted before.
+    pub(super) fn note_written(&self, is_written: bool) -> bool {
+        self.is_written.swap(is_written, Ordering::Relaxed)
+    }
+
+    pub(super) fn is_written(&self) -> bool {
+        self.is_written.load(Ordering::Relaxed)
     }
 
     /// Returns whether this node has a certificate of a newer CA than this one, and still one of this.

@@ -110,6 +110,18 @@ impl Endpoint {
         Ok(changed)
     }
 
+    /// Notes whether the identity of this node is on disk. Whoever renews it writes it again if it is not. Returns what was noted
+    /// before.
+    pub fn note_written(&self, is_written: bool) -> bool {
+        self.socket.credentials().note_written(is_written)
+    }
+
+    /// Returns whether the identity of this node is on disk, as far as was noted.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        self.socket.credentials().is_written()
+    }
+
     /// Says that there may be another CA: whoever renews the certificate asks for it.
     pub fn hint_trust(&self) {
         self.socket.credentials().hinted().notify_one();

@@ -10,6 +10,7 @@ use crate::frame::ReplyKind;
 use crate::limits::REFUSAL_BYTES_MAX;
 use crate::retry::Backoff;
 use crate::subject::subject_of;
+use crate::text::plain;
 use crate::tls::{Role, Subject};
 use quinn::{ConnectionError, TransportErrorCode};
 use rustls::pki_types::CertificateDer;
@@ -269,9 +270,11 @@ impl Peer {
     /// Returns the error of a request that failed on a connection. If the peer closed the connection because of our certificate,
     /// that is the error, unless our identity was replaced since the connection was made.
     pub(super) fn error_of_request(&self, via: &Connected, error: Error) -> Error {
+        let Some(closed) = via.connection.close_reason() else { return error };
         let current = self.shared.socket.upgrade().map(|socket| socket.credentials().generation());
-        let reason = via.connection.close_reason().filter(|_| current.is_none_or(|current| current == via.generation));
-        reason.and_then(|reason| self.error_about_our_certificate(&reason)).unwrap_or(error)
+        let is_current = current.is_none_or(|current| current == via.generation);
+        let judged = is_current.then(|| self.error_about_our_certificate(&closed)).flatten();
+        judged.unwrap_or_else(|| with_cause(error, &closed))
     }
 
     fn connect_failed(&self, error: &ConnectionError) -> Error {
@@ -313,23 +316,33 @@ impl Peer {
     }
 
     pub(super) fn not_sent(&self, reason: impl std::fmt::Display) -> Error {
-        Error::NotSent { peer: self.shared.addr.to_string(), reason: reason.to_string() }
+        Error::NotSent { peer: self.shared.addr.to_string(), reason: plain(&reason.to_string()) }
     }
 
     pub(super) fn unanswered(&self, reason: impl std::fmt::Display) -> Error {
-        Error::Unanswered { peer: self.shared.addr.to_string(), reason: reason.to_string() }
+        Error::Unanswered { peer: self.shared.addr.to_string(), reason: plain(&reason.to_string()) }
     }
 
     /// Succeeds if this is the head of an answer. Otherwise the error says why the request was refused.
     pub(super) fn check(&self, kind: ReplyKind, head: &[u8]) -> Result<(), Error> {
         let peer = || self.shared.addr.to_string();
-        let reason = || String::from_utf8_lossy(&head[..head.len().min(REFUSAL_BYTES_MAX)]).into_owned();
+        let reason = || plain(&String::from_utf8_lossy(&head[..head.len().min(REFUSAL_BYTES_MAX)]));
         match kind {
             ReplyKind::Answer => Ok(()),
             ReplyKind::Refused => Err(Error::Refused { peer: peer(), reason: reason() }),
             ReplyKind::Busy => Err(Error::Busy { peer: peer(), reason: reason() }),
             ReplyKind::Ended => Err(self.ended()),
         }
+    }
+}
+
+/// Adds why the connection has ended to the error of a request that was sent.
+fn with_cause(error: Error, closed: &ConnectionError) -> Error {
+    match error {
+        Error::Unanswered { peer, reason } => {
+            Error::Unanswered { peer, reason: format!("{reason} ({})", plain(&closed.to_string())) }
+        }
+        other => other,
     }
 }
 

@@ -27,6 +27,8 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 const RENEW_AT: f64 = 0.5;
 /// Nodes that have enrolled together renew at different times: up to so much of a life earlier.
 const SPREAD: f64 = 0.1;
+/// An identity that could not be written is written again after this long.
+const WRITE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Longest pause between looks at the clock: it may be set, and machines sleep. Whether there is another CA is asked as often.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// First pause between attempts.
@@ -205,7 +207,7 @@ pub trait Renewing: Send + Sync + 'static {
     /// Writes the renewed identity to a file, before it is used. Runs where it may block.
     ///
     /// # Errors
-    /// When it cannot be written. It is used all the same, until the node ends.
+    /// When it cannot be written. It is used all the same, and written again later.
     fn keep(&self, identity: &Identity) -> Result<(), Error>;
 }
 
@@ -234,12 +236,12 @@ pub async fn adopt<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>, identity: Id
             return Err(RenewError::NotAccepted(error));
         }
     }
-    keep(node, &identity).await;
+    keep(endpoint, node, &identity).await;
     endpoint.set_identity(&identity)?;
     let adopted = endpoint.identity();
     if adopted.trust() != identity.trust() {
         // Other CAs were trusted meanwhile.
-        keep(node, &adopted).await;
+        keep(endpoint, node, &adopted).await;
     }
     tracing::info!(
         name = identity.subject().name,
@@ -249,15 +251,19 @@ pub async fn adopt<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>, identity: Id
     Ok(())
 }
 
-/// Writes an identity.
-async fn keep<R: Renewing>(node: &Arc<R>, identity: &Identity) {
+/// Writes an identity. If that fails, it is tried again until it succeeds.
+async fn keep<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>, identity: &Identity) {
     let (keeper, kept) = (node.clone(), identity.clone());
-    match tokio::task::spawn_blocking(move || keeper.keep(&kept)).await {
+    let written = tokio::task::spawn_blocking(move || keeper.keep(&kept)).await;
+    let was_written = endpoint.note_written(matches!(written, Ok(Ok(()))));
+    match written {
+        Ok(Ok(())) if !was_written => tracing::info!("the identity of this node is on disk now"),
         Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "the renewed certificate is lost when this program ends; make it writable")
+        Ok(Err(error)) if was_written => {
+            tracing::warn!(%error, "the identity of this node is lost when this program ends; make it writable, or make room")
         }
-        Err(error) => tracing::warn!(%error, "the renewed certificate was not written"),
+        Ok(Err(error)) => tracing::debug!(%error, "the identity of this node is not written yet"),
+        Err(error) => tracing::warn!(%error, "the identity of this node was not written"),
     }
 }
 
@@ -289,6 +295,10 @@ impl<R: Renewing> Follower<'_, R> {
             let is_hinted = tokio::select! {
                 () = self.endpoint.trust_hinted() => true,
                 () = self.endpoint.certificate_ended(), if heeds_end => return Woken::CertificateEnded,
+                () = tokio::time::sleep(WRITE_AGAIN_AFTER), if !self.endpoint.is_written() => {
+                    keep(self.endpoint, self.node, &self.endpoint.identity()).await;
+                    continue;
+                }
                 () = tokio::time::sleep_until(until.min(next)) => {
                     if next > until {
                         return Woken::Passed;
@@ -309,7 +319,7 @@ impl<R: Renewing> Follower<'_, R> {
         let Some(identity) = followed else { return false };
         let trust = identity.trust();
         tracing::info!(version = trust.version, authorities = ?trust.ids(), "other CAs are trusted");
-        keep(self.node, &identity).await;
+        keep(self.endpoint, self.node, &identity).await;
         true
     }
 }

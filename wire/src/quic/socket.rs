@@ -10,8 +10,9 @@ use super::stream::REUSED_BYTES_MIN;
 use crate::Error;
 use crate::buffers::Pool;
 use crate::chain::{ClientVerifier, ServerVerifier};
+use crate::leaf::SERVER_NAME;
 use crate::revoked::Refusals;
-use crate::tls::{Identity, SERVER_NAME};
+use crate::tls::Identity;
 use crate::trust::Trust;
 use parking_lot::RwLock;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
@@ -26,9 +27,9 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
-pub(super) const ALPN: &[&[u8]] = &[b"surf/13"];
+pub(super) const ALPN: &[&[u8]] = &[b"surf/14"];
 /// The protocol versions for people.
-pub(super) const VERSIONS: &str = "13";
+pub(super) const VERSIONS: &str = "14";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 /// Most memory of payloads that an endpoint pools for reuse.

@@ -3,6 +3,7 @@
 use fuse::LIMIT;
 use kit::bins::bin;
 use kit::command::run;
+use kit::fault::Paused;
 use kit::{Setup, Surf, sh, until};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,13 +14,40 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Time for each step of a recovery. A backup of a small cluster takes a second or two.
 pub(super) const STEP_LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) fn text(path: &Path) -> &str {
     path.to_str().expect("paths are UTF-8")
+}
+
+/// Waits until `surf status` asks for attention because of this metad, and checks that it has taken seconds.
+fn is_named(surf: &Surf, name: &str) {
+    let since = Instant::now();
+    until("the status names it", LIMIT, || {
+        let (text, code) = surf.operate(&["status"]);
+        (code == 2 && text.contains(name) && text.contains("has not answered for")).then_some(())
+    });
+    assert!(since.elapsed() < Duration::from_secs(10), "after {:?}", since.elapsed());
+}
+
+#[test]
+fn the_status_names_a_metad_that_is_paused_or_killed_while_the_others_go_on() {
+    let surf = Surf::start(Setup::Cluster);
+    let well = || until("all is well", STEP_LIMIT, || (surf.operate(&["status"]).1 == 0).then_some(()));
+    well();
+    let leader = surf.leader();
+    let followers: Vec<&str> = ["metad-1", "metad-2", "metad-3"].into_iter().filter(|name| *name != leader).collect();
+    let paused = Paused::stop(surf.daemon(followers[0]).pid);
+    is_named(&surf, followers[0]);
+    drop(paused);
+    well();
+    surf.kill_9(followers[1]);
+    is_named(&surf, followers[1]);
+    surf.dev(&["start", followers[1]]);
+    well();
 }
 
 /// Makes a tree of files of many sizes, names and kinds.

@@ -344,6 +344,7 @@ pub fn admin() -> Samples {
         term: 3,
         applied: 100,
         metads: vec![(MetadId(1), addr(7101), true, 100)],
+        metads_heard_ms: vec![Some(7)],
         metads_ever: vec![MetadId(1), MetadId(2)],
         layout: layout(),
         blockds: vec![state; 3],
