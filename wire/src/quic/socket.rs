@@ -15,6 +15,7 @@ use crate::revoked::Refusals;
 use crate::tls::Identity;
 use crate::trust::Trust;
 use parking_lot::RwLock;
+use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::crypto::{CryptoError, HmacKey};
 use quinn::{ConnectionId, ConnectionIdGenerator, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
@@ -323,6 +324,11 @@ pub(super) fn transport(loopback: bool) -> TransportConfig {
         config.initial_mtu(LOOPBACK_MTU).min_mtu(LOOPBACK_MTU).mtu_discovery_config(None);
         // The default assumes 333 ms: the first lost packet on loopback would wait for that.
         config.initial_rtt(Duration::from_millis(5));
+        // Ten datagrams (RFC 9002 §7.2). quinn's default is for datagrams of 1,200 bytes: one of these would not fit, so that
+        // the first packets, and a close among them, would wait for probes, which a connection that is closed sends none of.
+        let mut congestion = CubicConfig::default();
+        congestion.initial_window(10 * u64::from(LOOPBACK_MTU));
+        config.congestion_controller_factory(Arc::new(congestion));
     } else {
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.upper_bound(LOOPBACK_MTU);

@@ -74,6 +74,15 @@ fn the_versions_that_people_are_told_are_those_that_are_spoken() {
     assert_eq!(spoken.join(", "), VERSIONS);
 }
 
+/// Otherwise the first packets wait for probes, and a connection that is closed at once is closed without a word.
+#[tokio::test]
+async fn a_new_connection_has_room_for_ten_datagrams_of_its_path() {
+    let (metad, _serving, client) = pair(ALPN);
+    let connection = client.peer(metad.local_addr(), Role::Metad).connected().await.unwrap().connection;
+    let path = connection.stats().path;
+    assert!(path.cwnd >= 10 * u64::from(path.current_mtu), "{} of {}", path.cwnd, path.current_mtu);
+}
+
 #[tokio::test]
 async fn an_oversized_or_malformed_header_is_refused_and_the_connection_lives_on() {
     let (metad, _serving, client) = pair(ALPN);
