@@ -6,8 +6,8 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::sync::{Mutex, Notify};
-use tokio::time::Instant;
+use tokio::sync::Mutex;
+use wire::hints::Hints;
 use wire::quic::Endpoint;
 use wire::revoked::{ListMark, Revocations};
 use wire::{codec, durable};
@@ -25,10 +25,8 @@ pub struct Refused {
     /// The last list of the leader, until it is on disk. Held while it is written: a newer list is written after an older
     /// one.
     unwritten: Mutex<Option<Revocations>>,
-    /// Notified when there may be another list.
-    wanted: Notify,
-    /// When that has led to a heartbeat last.
-    last_wanted: parking_lot::Mutex<Option<Instant>>,
+    /// Given when there may be another list.
+    hints: Hints,
 }
 
 impl Refused {
@@ -49,13 +47,7 @@ impl Refused {
                 tracing::warn!(file = %file.display(), %error, "the list of what is revoked cannot be read: a metad gives it anew")
             }
         }
-        Self {
-            endpoint,
-            file,
-            unwritten: Mutex::new(None),
-            wanted: Notify::new(),
-            last_wanted: parking_lot::Mutex::new(None),
-        }
+        Self { endpoint, file, unwritten: Mutex::new(None), hints: Hints::new(HINTS_PAUSE) }
     }
 
     /// Returns what distinguishes the list from others.
@@ -67,19 +59,14 @@ impl Refused {
     /// Notes that a metad has announced a list of this version.
     pub fn hint(&self, version: u64) {
         if version != self.mark().version {
-            self.wanted.notify_one();
+            self.hints.hint();
         }
     }
 
-    /// Waits until there may be another list, and for a pause after its last return: any metad can hint as often as it likes. A
-    /// caller that cancels it sends a heartbeat for another reason, which serves the same purpose.
+    /// Waits until there may be another list. A caller that cancels it sends a heartbeat for another reason, which serves the same
+    /// purpose.
     pub async fn wanted(&self) {
-        self.wanted.notified().await;
-        let last = *self.last_wanted.lock();
-        if let Some(last) = last {
-            tokio::time::sleep_until(last + HINTS_PAUSE).await;
-        }
-        *self.last_wanted.lock() = Some(Instant::now());
+        self.hints.wait().await;
     }
 
     /// Refuses what is revoked from now on, as the leader says, and writes the list. `None` if the leader has no other list

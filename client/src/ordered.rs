@@ -8,7 +8,7 @@
 //! is taken.
 //!
 //! Locks under which none of these is taken share a rank, [`Rank::Leaf`]. Those of `wire` that a client uses (its pool of
-//! buffers, its suspects) come behind all of them. So does that of the channel with the layout, which everybody reads.
+//! buffers, its suspects, its hints) come behind all of them. So does that of the channel with the layout, which everybody reads.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::fmt;

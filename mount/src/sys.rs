@@ -11,8 +11,7 @@ use wire::limits::BLOCK_BYTES_MAX;
 
 /// Reports whether this process runs as root.
 pub(crate) fn is_root() -> bool {
-    // SAFETY: geteuid takes nothing, changes nothing and cannot fail.
-    unsafe { libc::geteuid() == 0 }
+    wire::sys::effective_uid() == 0
 }
 
 /// Number of the allocator's heaps, for all threads together.

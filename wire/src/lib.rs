@@ -17,6 +17,7 @@ pub mod error;
 pub mod extent;
 pub mod fair_queue;
 pub mod frame;
+pub mod hints;
 pub mod ids;
 pub mod issuer;
 mod key_files;

@@ -51,7 +51,8 @@ pub fn since_boot() -> Duration {
 }
 
 /// Returns the user whose rights this process has (`geteuid(2)`).
-pub(crate) fn effective_uid() -> u32 {
+#[must_use]
+pub fn effective_uid() -> u32 {
     // SAFETY: the call takes nothing and cannot fail.
     unsafe { libc::geteuid() }
 }

@@ -4,12 +4,11 @@
 //! taken over could otherwise make itself the only owner of all that is written.
 
 use crate::network::Blockd;
-use crate::ordered::{Ordered, Rank};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::sync::watch;
+use wire::hints::Hints;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::block::BlockRequest;
@@ -24,15 +23,13 @@ const PROBE_LIMIT: Duration = Duration::from_secs(1);
 const FULL_FOR: Duration = Duration::from_secs(5);
 
 /// Metad is asked for a newer layout no more often than this.
-const WANTED_PAUSE: Duration = Duration::from_millis(200);
+const HINTS_PAUSE: Duration = Duration::from_millis(200);
 
 /// The newest layout that this client has got from metad.
 pub struct Layouts {
     newest: watch::Sender<Arc<Layout>>,
-    /// Notified when a block daemon speaks of a newer layout.
-    wanted: Notify,
-    /// When [`Layouts::wanted`] has returned last.
-    last_wanted: Ordered<Option<Instant>>,
+    /// Given when a block daemon speaks of a newer layout.
+    hints: Hints,
     /// Bounded by the layout.
     suspects: Suspects<BlockdId>,
     full: Suspects<BlockdId>,
@@ -47,8 +44,7 @@ impl Layouts {
     pub fn new(layout: Layout) -> Self {
         Self {
             newest: watch::Sender::new(Arc::new(layout)),
-            wanted: Notify::new(),
-            last_wanted: Ordered::new(Rank::Leaf, None),
+            hints: Hints::new(HINTS_PAUSE),
             suspects: Suspects::until_cleared(),
             full: Suspects::new(FULL_FOR),
         }
@@ -74,23 +70,18 @@ impl Layouts {
     /// Notes that a block daemon speaks of a layout of this epoch.
     pub fn hint(&self, epoch: LayoutEpoch) {
         if epoch > self.newest().epoch {
-            self.wanted.notify_one();
+            self.hints.hint();
         }
     }
 
-    /// Waits until a block daemon has spoken of a newer layout, and for a pause after the last return: it may do so as often
-    /// as it likes. Cancel-safe.
+    /// Waits until a block daemon has spoken of a newer layout. A caller that cancels it asks metad for another reason, which serves
+    /// the same purpose.
     pub async fn wanted(&self) {
-        self.wanted.notified().await;
-        let last = *self.last_wanted.lock();
-        if let Some(last) = last {
-            tokio::time::sleep_until(last + WANTED_PAUSE).await;
-        }
-        *self.last_wanted.lock() = Some(Instant::now());
+        self.hints.wait().await;
     }
 
     /// Waits for a layout newer than this epoch. Returns whether there is one in time.
-    pub async fn is_newer_than(&self, epoch: LayoutEpoch, limit: Duration) -> bool {
+    pub async fn wait_for_newer(&self, epoch: LayoutEpoch, limit: Duration) -> bool {
         let mut newest = self.newest.subscribe();
         let newer = newest.wait_for(|layout| layout.epoch > epoch);
         tokio::time::timeout(limit, newer).await.is_ok_and(|found| found.is_ok())

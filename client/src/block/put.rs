@@ -149,7 +149,7 @@ impl Putter {
                 postponed.was_busy(*id);
             }
             let reason = match missed {
-                Missed::OldLayout(_) if self.layouts.is_newer_than(layout.epoch, LAYOUT_PATIENCE).await => continue,
+                Missed::OldLayout(_) if self.layouts.wait_for_newer(layout.epoch, LAYOUT_PATIENCE).await => continue,
                 Missed::OldLayout(id) => {
                     // It would say the same again at once.
                     self.layouts.suspect(id);

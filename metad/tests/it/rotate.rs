@@ -299,8 +299,8 @@ async fn who_leads(endpoint: &Endpoint, addr: SocketAddr) -> Result<(), Error> {
     peer.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], LIMIT).await.map(|_| ())
 }
 
-/// Waits until a metad says that this is of another CA. It serves nothing after `served_until`; a request that was under way may
-/// be refused for itself, and on a busy machine a connection may end without a reason.
+/// Waits until a metad says that this is of another CA. It serves nothing after `served_until`; a request that was under way is
+/// unanswered.
 async fn until_distrusted(endpoint: &Endpoint, addr: SocketAddr, served_until: Instant) {
     let started = Instant::now();
     loop {

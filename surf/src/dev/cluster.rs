@@ -6,6 +6,7 @@ use std::fs::{self, File, TryLockError};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use wire::sys::effective_uid;
 
 /// Kind of a daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -103,7 +104,7 @@ impl DevDir {
         }
         let shown = path.display();
         let path = path.canonicalize().with_context(|| format!("{shown}: there is no such directory"))?;
-        check_owner(&path, fs::metadata(&path)?.uid(), fs::metadata("/proc/self")?.uid())?;
+        check_owner(&path, fs::metadata(&path)?.uid(), effective_uid())?;
         let lock = File::options().create(true).append(true).open(path.join("dev.lock"));
         let lock = lock.with_context(|| format!("{}: cannot be written", path.display()))?;
         match lock.try_lock() {

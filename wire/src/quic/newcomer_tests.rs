@@ -160,23 +160,14 @@ impl Door {
         // More at once than a stranger may have under way.
         let large = vec![0_u8; 10_000];
         let ask = || peer.request::<_, ()>(&large, &[], LIMIT);
-        let started = Instant::now();
-        // On a busy machine, a connection may be lost; the next one comes through.
-        while let Err(error) = futures::future::try_join_all((0..10).map(|_| ask())).await {
-            assert!(started.elapsed() < LIMIT, "{error}");
-        }
+        futures::future::try_join_all((0..10).map(|_| ask())).await.unwrap();
     }
 }
 
 /// Checks that a metad answers a client.
 async fn assert_answers(client: &Endpoint, metad: &Endpoint) {
     let peer = client.peer(metad.local_addr(), Role::Metad);
-    let started = Instant::now();
-    while let Err(error) = peer.request::<_, ()>(&(), &[], LIMIT).await {
-        // A handshake may take too long on a busy machine; a refusal stays one.
-        let is_lost = matches!(error, Error::NotSent { .. } | Error::Unanswered { .. });
-        assert!(is_lost && started.elapsed() < LIMIT, "{error}");
-    }
+    peer.request::<_, ()>(&(), &[], LIMIT).await.unwrap();
 }
 
 /// Believes every server: strangers do as they like.
