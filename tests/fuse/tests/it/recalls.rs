@@ -5,20 +5,23 @@ use kit::fault::Paused;
 use kit::{Setup, Surf, sh, until};
 use std::cell::Cell;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// Rounds of cutting, writing and appending a file that another mount has open.
 const ROUNDS: u32 = 30;
+/// Looks at the file that may be late, of four in each round.
+const LATE_MAX: u32 = 2;
 /// The kernel asks for attributes again after 50 ms, but the machine may be busy.
 const ATTR_LIMIT: Duration = Duration::from_secs(5);
 /// A change of a file waits for the kernel's pages elsewhere for a second at most.
 const CHANGE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Guards I5 for descriptors: what another mount did is seen without opening anew, at once as a rule. The kernel passes
-/// over an answer about attributes that a notice to it overtakes; then it takes until it asks again.
+/// over an answer about attributes that a notice to it overtakes; then it takes until it asks again. A notice follows each
+/// append of one's own that went elsewhere than the kernel thought, so the end is not looked at just after that.
 #[test]
 fn an_open_file_shows_at_once_what_another_mount_did_to_it() {
     let surf = Surf::start_alone(Setup::Cluster);
@@ -34,6 +37,7 @@ fn an_open_file_shows_at_once_what_another_mount_did_to_it() {
         content.truncate(count);
         content
     };
+    let end = || (&open).seek(SeekFrom::End(0)).unwrap();
     let late = Cell::new(0);
     let shows = |what: &str, content: &[u8]| {
         if read() != content {
@@ -45,12 +49,13 @@ fn an_open_file_shows_at_once_what_another_mount_did_to_it() {
         let writer = File::options().write(true).open(&sides[0]).unwrap();
         shows("what was written and closed", &long);
         writer.set_len(10).unwrap();
-        assert_eq!(open.metadata().unwrap().len(), 10, "round {round}");
+        assert_eq!((end(), open.metadata().unwrap().len()), (10, 10), "round {round}");
         shows("the cut", &long[..10]);
         let text = format!("round {round:04}");
         writer.write_all_at(text.as_bytes(), 0).unwrap();
         writer.sync_all().unwrap();
         shows("what was written and synced", text.as_bytes());
+        assert_eq!(end(), 10, "round {round}");
         // As logs are rotated by `copytruncate`.
         writer.set_len(0).unwrap();
         (&log).write_all(b"new line\n").unwrap();
@@ -59,7 +64,7 @@ fn an_open_file_shows_at_once_what_another_mount_did_to_it() {
         assert_eq!(fs::read(&sides[0]).unwrap(), b"new line\n", "appended elsewhere, round {round}");
         writer.write_all_at(&long, 0).unwrap();
     }
-    assert!(late.get() < ROUNDS, "{} of {} were late", late.get(), 4 * ROUNDS);
+    assert!(late.get() <= LATE_MAX, "{} of {} were late", late.get(), 4 * ROUNDS);
 }
 
 /// The kernel does not drop a page while the page is being read.
