@@ -5,6 +5,7 @@ mod backup;
 mod batcher;
 mod blockds;
 mod cert;
+mod clock;
 mod enroll;
 mod events;
 mod fsck;
@@ -18,7 +19,8 @@ mod turns;
 mod validate;
 mod wrong_secrets;
 
-pub use batcher::{Batcher, Clock};
+pub use batcher::Batcher;
+pub use clock::Clock;
 pub use events::Events;
 pub use orphan_turns::OrphanTurns;
 pub use sessions::{Followed, expire_silent};

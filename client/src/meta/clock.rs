@@ -4,12 +4,15 @@ use std::time::Duration;
 use wire::attr::Timestamp;
 use wire::sys::since_boot;
 
+/// How much less exact an estimate becomes with each answer.
+const LESS_EXACT: Duration = Duration::from_micros(100);
+
 /// An estimate of the leader's clock.
 #[derive(Default)]
 pub(super) struct LeaderClock {
-    /// How far it is ahead of this machine's, in nanoseconds; and, next, how exactly that is known.
-    ahead: i128,
-    within: Option<Duration>,
+    /// What it says at the moment that [`since_boot`] counts from, and how exactly that is known. This machine's own
+    /// clock may be set at any time.
+    at_boot: Option<(Timestamp, Duration)>,
     /// The last time that was returned or seen: the clock never runs backwards here.
     last: Timestamp,
 }
@@ -17,20 +20,26 @@ pub(super) struct LeaderClock {
 impl LeaderClock {
     /// Returns the time as the leader would stamp it, later than everything that was stamped here.
     pub(super) fn stamp(&mut self) -> Timestamp {
-        self.last = self.last.max(Timestamp::now().shifted(self.ahead));
+        let now = self.at_boot.map_or_else(Timestamp::now, |(at_boot, _)| at_boot.shifted(nanos(since_boot())));
+        self.last = self.last.max(now);
         self.last
     }
 
     /// Learns the leader's time, asked for at this time of [`since_boot`].
     pub(super) fn learn(&mut self, asked: Duration, now: Timestamp) {
-        let within = since_boot().saturating_sub(asked);
-        // An estimate becomes less exact: clocks drift, and leaders change.
-        let known = self.within.map(|within| within + Duration::from_micros(100));
-        self.within = known;
-        if known.is_none_or(|known| within <= known) {
-            let middle = i128::try_from(within.as_nanos() / 2).unwrap_or(0);
-            self.ahead = now.nanos_since(Timestamp::now()) + middle;
-            self.within = Some(within);
+        let answered = since_boot();
+        let within = answered.saturating_sub(asked);
+        if let Some((_, known)) = &mut self.at_boot {
+            // An estimate becomes less exact: clocks drift, and leaders change.
+            *known += LESS_EXACT;
+            if within > *known {
+                return;
+            }
         }
+        self.at_boot = Some((now.shifted(nanos(within / 2) - nanos(answered)), within));
     }
+}
+
+fn nanos(duration: Duration) -> i128 {
+    i128::try_from(duration.as_nanos()).unwrap_or(i128::MAX)
 }

@@ -3,6 +3,7 @@
 use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Refused, Stamped, writes_of};
+use crate::server::clock::Clock;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::{Notify, oneshot};
@@ -104,21 +105,6 @@ impl Drop for ClosedAtTheEnd {
         let mut queued = self.0.waiting.lock();
         queued.closed = true;
         queued.batches.clear();
-    }
-}
-
-/// The leader's clock as commands see it. It never goes backwards.
-#[derive(Default)]
-pub struct Clock {
-    last: Mutex<Timestamp>,
-}
-
-impl Clock {
-    /// Returns the current time, or the last time returned if the system's clock went back.
-    pub fn now(&self) -> Timestamp {
-        let mut last = self.last.lock();
-        *last = Timestamp::now().max(*last);
-        *last
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod bins;
 pub mod chance;
+pub mod clock;
 pub mod command;
 pub mod fault;
 pub mod linear;

@@ -8,9 +8,11 @@ use crate::proxy::Proxy;
 use crate::turn::{Share, Turn};
 use crate::wait::until;
 use crate::watchdog::Watchdog;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -43,6 +45,8 @@ pub struct Daemon {
 pub struct Surf {
     setup: Setup,
     mount: Option<Child>,
+    /// What is in the environment of the processes that are started from now on.
+    env: Mutex<Vec<(&'static str, OsString)>>,
     /// The proxy through which all datagrams go, if there is one.
     proxy: Option<Proxy>,
     _watchdog: Watchdog,
@@ -113,7 +117,8 @@ impl Surf {
             surf = bin("surf").display(),
             dir = dir.path().display(),
         ));
-        let surf = Self { setup, mount: None, proxy: None, _watchdog: watchdog, dir, _turn: turn };
+        let surf =
+            Self { setup, mount: None, env: Mutex::default(), proxy: None, _watchdog: watchdog, dir, _turn: turn };
         fs::create_dir(surf.path()).expect("the mount point can be made");
         surf
     }
@@ -173,13 +178,22 @@ impl Surf {
         self.dev(&["up", "--metad", &metads.to_string(), "--blockd", &blockds.to_string()]);
     }
 
+    /// Puts this into the environment of the processes that are started from now on.
+    pub fn set_env(&self, name: &'static str, value: impl Into<OsString>) {
+        self.env.lock().unwrap_or_else(PoisonError::into_inner).push((name, value.into()));
+    }
+
+    fn env(&self) -> Vec<(&'static str, OsString)> {
+        self.env.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Runs `surf dev ARGS --dir DIR`.
     ///
     /// # Panics
     /// When it fails.
     pub fn dev(&self, args: &[&str]) {
         let mut command = Command::new(bin("surf"));
-        command.arg("dev").args(args).arg("--dir").arg(self.cluster_dir());
+        command.arg("dev").args(args).arg("--dir").arg(self.cluster_dir()).envs(self.env());
         let output = run(&mut command, START_LIMIT * 2);
         assert!(output.status.success(), "surf dev {args:?}: {}\n{}", output.text, self.logs());
     }
@@ -292,7 +306,7 @@ impl Surf {
             Setup::Embedded => command.arg("--data-dir").arg(self.data_dir()),
             Setup::Cluster => command.arg("--cluster").arg(self.bundle()).arg("--cache-dir").arg(self.cache_dir()),
         };
-        command.args(args).arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.args(args).arg(path).envs(self.env()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut child = command.spawn().expect("surfmount starts");
         let started = Instant::now();
         while !is_mounted(path) {

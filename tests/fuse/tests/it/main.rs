@@ -4,6 +4,7 @@ mod cache;
 mod certs;
 mod chaos;
 mod cli;
+mod clocks;
 mod confined;
 mod crash;
 mod delegations;

@@ -60,7 +60,7 @@ const TIME_OF_DAY: &[&str] = &[
     // When a backup was made.
     "metad/src/server/backup.rs",
     // The times of files.
-    "metad/src/server/batcher.rs",
+    "metad/src/server/clock.rs",
 ];
 
 #[test]
