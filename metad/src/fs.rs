@@ -31,6 +31,7 @@ pub(crate) mod dentry;
 pub mod extent;
 mod index;
 pub mod inode;
+pub mod journal_keys;
 pub(crate) mod judge;
 pub mod keys;
 pub(crate) mod lifetime;

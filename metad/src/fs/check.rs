@@ -5,13 +5,14 @@
 //!
 //! - [`windows`] checks one window of inodes with all that belongs to each; it uses `entries` and `rows`.
 //! - `circles` finds directories that cannot be reached from the root.
-//! - `blocks` compares the references of blocks, `indexes` the tables that index others.
+//! - `blocks` compares the references of blocks, `indexes` the tables that index others, `journals` the journals of mounts.
 //! - [`places`] names the place of an inode.
 
 mod blocks;
 mod circles;
 mod entries;
 mod indexes;
+mod journals;
 pub mod places;
 mod rows;
 mod windows;
@@ -50,7 +51,7 @@ pub fn check_all(kv: &dyn Kv, listener: &mut dyn Listener) {
 /// Checks the state with windows of this many inodes and blocks.
 pub fn check_in_windows(kv: &dyn Kv, listener: &mut dyn Listener, window: usize) {
     let mut check = Check { kv, listener, window, ended: false };
-    let steps: [fn(&mut Check); 4] = [blocks::check, windows::check, circles::check, indexes::check];
+    let steps = [blocks::check, windows::check, circles::check, indexes::check, journals::check];
     for step in steps {
         if !check.ended {
             step(&mut check);

@@ -3,7 +3,7 @@
 use super::inode::Inode;
 use super::session::Opening;
 use super::view::{Kv, KvExt, View};
-use super::{Committed, Context, apply_op, dentry, keys, session};
+use super::{Committed, Context, apply_op, dentry, journal_keys, keys, session};
 use wire::FsError;
 use wire::attr::Timestamp;
 use wire::ids::{JournalId, Version};
@@ -64,12 +64,12 @@ pub(super) fn journaled(
 fn forget(view: &mut View, context: &Context, journal: JournalId) {
     let Some(session) = session::find(view, context.session) else { return };
     let client = &*session.opening.owner_of_journals();
-    let owned = keys::journal_of(client, journal);
+    let owned = journal_keys::journal_of(client, journal);
     if view.get(&owned).is_some() {
-        let count: u64 = view.load(&keys::journals_count(client)).unwrap_or(0);
-        view.store(keys::journals_count(client), &count.saturating_sub(1));
+        let count: u64 = view.load(&journal_keys::journals_count(client)).unwrap_or(0);
+        view.store(journal_keys::journals_count(client), &count.saturating_sub(1));
         view.delete(owned);
-        view.delete(keys::journal(journal));
+        view.delete(journal_keys::journal(journal));
     }
 }
 
@@ -81,7 +81,7 @@ pub(super) fn journaled_content(
     mut file: JournaledFile,
     before: &Committed,
 ) {
-    let mut position: JournalPosition = view.load(&keys::journal(journal)).unwrap_or_default();
+    let mut position: JournalPosition = view.load(&journal_keys::journal(journal)).unwrap_or_default();
     settle(&mut file, before);
     position.files.retain(|known| known.ino != file.ino);
     position.files.push(file);
@@ -105,28 +105,28 @@ fn settle(file: &mut JournaledFile, before: &Committed) {
 fn store(view: &mut View, context: &Context, journal: JournalId, position: &JournalPosition) {
     let Some(session) = session::find(view, context.session) else { return };
     let client = &*session.opening.owner_of_journals();
-    let owned = keys::journal_of(client, journal);
+    let owned = journal_keys::journal_of(client, journal);
     if view.get(&owned).is_none() {
         // Counted, not listed: a batch may begin thousands of them.
-        let count: u64 = view.load(&keys::journals_count(client)).unwrap_or(0);
+        let count: u64 = view.load(&journal_keys::journals_count(client)).unwrap_or(0);
         if count < JOURNALS_MAX {
-            view.store(keys::journals_count(client), &(count + 1));
-        } else if let Some((first, _)) = view.pairs(keys::journals_of(client), 1).pop() {
-            view.delete(keys::journal(JournalId(keys::second(&first))));
+            view.store(journal_keys::journals_count(client), &(count + 1));
+        } else if let Some((first, _)) = view.pairs(journal_keys::journals_of(client), 1).pop() {
+            view.delete(journal_keys::journal(JournalId(keys::second(&first))));
             view.delete(first);
         }
         view.put(owned, Vec::new());
     }
-    view.store(keys::journal(journal), position);
+    view.store(journal_keys::journal(journal), position);
 }
 
 /// Returns whether a journal may be one of this client: it is known as such, or nobody knows it.
 pub(super) fn may_use(kv: &dyn Kv, opening: &Opening, journal: JournalId) -> bool {
-    kv.get(&keys::journal_of(&opening.owner_of_journals(), journal)).is_some()
-        || kv.get(&keys::journal(journal)).is_none()
+    kv.get(&journal_keys::journal_of(&opening.owner_of_journals(), journal)).is_some()
+        || kv.get(&journal_keys::journal(journal)).is_none()
 }
 
 /// Returns up to where a journal has been sent.
 pub(super) fn position(kv: &dyn Kv, journal: JournalId) -> Option<JournalPosition> {
-    kv.load(&keys::journal(journal))
+    kv.load(&journal_keys::journal(journal))
 }

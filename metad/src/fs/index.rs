@@ -6,9 +6,9 @@ use super::inode::Inode;
 use super::keys::{self, Key};
 use super::session::{self, Session};
 use super::view::{Kv, KvExt, View};
-use super::{backlinks, lock, numbered, orphan, token_keys};
+use super::{backlinks, journal_keys, lock, numbered, orphan, token_keys};
 use wire::attr::FileKind;
-use wire::ids::{BlockHash, Ino, SessionId, TokenId};
+use wire::ids::{BlockHash, Ino, JournalId, SessionId, TokenId};
 
 /// Returns the index keys of a session.
 pub(super) fn of_session(id: SessionId, session: &Session) -> Vec<Key> {
@@ -52,6 +52,7 @@ pub(super) fn belongs(kv: &dyn Kv, key: &[u8]) -> Option<bool> {
             let leads = target.is_some_and(|value| numbered::decode::<Target>(&value).is_ok_and(|(to, _)| to == ino));
             Some(leads && inode.attr.kind != FileKind::Directory && inode.attr.nlink > 1)
         }
+        (b'G', 17) => Some(kv.get(&journal_keys::journal(JournalId(keys::second(key)))).is_some()),
         (b'H', token_keys::ENROLLED_BYTES) => {
             Some(kv.get(&token_keys::join_token(TokenId(keys::first(key)))).is_some())
         }

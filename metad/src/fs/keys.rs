@@ -34,7 +34,7 @@
 //! `X` begin with the newest snapshot number at their writing (see [`numbered`](super::numbered)).
 
 use std::ops::Range;
-use wire::ids::{BatchSeq, BlockHash, Ino, JournalId, PolicyId, SessionId};
+use wire::ids::{BatchSeq, BlockHash, Ino, PolicyId, SessionId};
 
 /// A key, or one end of a range of keys.
 pub type Key = Vec<u8>;
@@ -78,18 +78,6 @@ pub fn inode(ino: Ino) -> Key {
 #[must_use]
 pub fn inodes() -> Range<Key> {
     below(vec![b'I'])
-}
-
-/// Position of a client's journal.
-#[must_use]
-pub fn journal(journal: JournalId) -> Key {
-    key(b'P', &[journal.0], &[])
-}
-
-/// Positions of all journals; the journal is the first number.
-#[must_use]
-pub fn all_journals() -> Range<Key> {
-    below(vec![b'P'])
 }
 
 /// Target of a symlink.
@@ -328,7 +316,7 @@ pub fn all_living() -> Range<Key> {
     below(vec![b'A'])
 }
 
-fn hash_of(client: &str) -> u64 {
+pub(super) fn hash_of(client: &str) -> u64 {
     number_at(blake3::hash(client.as_bytes()).as_bytes(), 0)
 }
 
@@ -343,24 +331,6 @@ pub fn ended(client: &str, place: u64, session: SessionId) -> Key {
 #[must_use]
 pub fn ended_of(client: &str) -> Range<Key> {
     below(key(b'W', &[hash_of(client)], &[]))
-}
-
-/// A journal whose position a certificate has reported.
-#[must_use]
-pub fn journal_of(client: &str, journal: JournalId) -> Key {
-    key(b'G', &[hash_of(client), journal.0], &[])
-}
-
-/// Journals whose position a certificate has reported; the journal is the second number.
-#[must_use]
-pub fn journals_of(client: &str) -> Range<Key> {
-    below(key(b'G', &[hash_of(client)], &[]))
-}
-
-/// The number of journals whose position a certificate has reported.
-#[must_use]
-pub fn journals_count(client: &str) -> Key {
-    setting(&format!("journals of {:016x}", hash_of(client)))
 }
 
 /// All sessions that have ended.

@@ -10,6 +10,7 @@
 //! while nobody serves the state.
 
 use super::inode::Inode;
+use super::journal_keys;
 use super::keys::{self, Key};
 use super::retention;
 use super::session;
@@ -111,7 +112,7 @@ fn context(view: &View, now: Timestamp) -> Context {
 /// Returns the tables whose values hold versions.
 #[must_use]
 pub fn versioned() -> [Range<Key>; 3] {
-    [keys::inodes(), keys::all_extents(), keys::all_journals()]
+    [keys::inodes(), keys::all_extents(), journal_keys::all_journals()]
 }
 
 /// Shifts the versions in up to `limit` values of a range, beginning after the key `after`, which is set to the last of

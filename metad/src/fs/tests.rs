@@ -3,6 +3,7 @@
 mod bounds;
 mod confined;
 mod formats;
+mod fsck;
 mod recovery;
 
 use super::session::{Confined, Opening};

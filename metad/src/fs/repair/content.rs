@@ -7,8 +7,8 @@ use crate::fs::{Context, extent, keys};
 use std::collections::BTreeMap;
 use wire::attr::FileKind;
 use wire::extent::Source;
-use wire::ids::{BlockHash, Ino};
-use wire::limits::BLOCK_BYTES_MAX;
+use wire::ids::{BlockHash, Ino, Version};
+use wire::limits::{BLOCK_BYTES_MAX, FILE_BYTES_MAX};
 
 /// Attributes of a missing inode that are removed at once.
 const ATTRIBUTES_AT_ONCE: usize = 4096;
@@ -56,19 +56,47 @@ pub(super) fn attributes(view: &mut View, context: &Context, ino: Ino) -> bool {
     true
 }
 
-/// `Repair::Content`.
-pub(super) fn take_apart(view: &mut View, ino: Ino) -> bool {
+/// `Repair::Content` of an inode that exists: its content is not to be removed.
+pub(super) fn unmark(view: &mut View, ino: Ino) -> bool {
     let key = keys::reaping(ino);
-    let is_marked = view.get(&key).is_some();
-    if view.get(&keys::inode(ino)).is_some() {
+    let is_wrong = view.get(&key).is_some() && view.get(&keys::inode(ino)).is_some();
+    if is_wrong {
         view.delete(key);
-        return is_marked;
     }
-    if is_marked || !view.any(keys::extents_from(ino, 0)) || !is_counted(view, ino) {
-        return false;
+    is_wrong
+}
+
+/// Content of an inode that does not exist.
+pub(super) struct Stray {
+    /// End of the last extent.
+    pub size: u64,
+    /// Bytes of all extents.
+    pub allocated: u64,
+    /// The newest of their versions.
+    pub version: Version,
+}
+
+/// Returns the content of an inode that does not exist. `None` when there is none, when it is to be removed anyway, and
+/// when it would make no sound file.
+pub(super) fn stray(view: &View, ino: Ino) -> Option<Stray> {
+    let is_stray = view.get(&keys::inode(ino)).is_none() && view.get(&keys::reaping(ino)).is_none();
+    if !is_stray || !is_counted(view, ino) {
+        return None;
     }
-    view.put(key, Vec::new());
-    true
+    let mut stray = Stray { size: 0, allocated: 0, version: Version::default() };
+    let mut is_sound = true;
+    view.scan(keys::extents_from(ino, 0), &mut |key, value| {
+        let extent = extent::decode(key, value);
+        is_sound = extent.is_some_and(|extent| {
+            let end = extent.file_off.saturating_add(extent.len);
+            let fits = extent.file_off >= stray.size && end <= FILE_BYTES_MAX && extent.len > 0;
+            (stray.size, stray.version) = (end, stray.version.max(extent.version));
+            stray.allocated += extent.len;
+            fits
+        });
+        is_sound
+    });
+    (is_sound && stray.size > 0).then_some(stray)
 }
 
 /// Returns whether all references of an inode's extents are counted: then the extents may be removed.

@@ -1,6 +1,6 @@
 //! Repairs of entries, and of counts of links and entries.
 
-use super::{WORK_MAX, load_as, load_inode};
+use super::{WORK_MAX, content, load_as, load_inode};
 use crate::fs::dentry::{self, Target};
 use crate::fs::inode::Inode;
 use crate::fs::keys::{self, Key};
@@ -169,6 +169,25 @@ pub(super) fn attach(view: &mut View, context: &Context, ino: Ino, seen: Seen) -
     dentry::add(view, context, &mut dir, &name, (ino, inode.attr.kind));
     dir.save(view);
     count_dir(view, context, ino);
+    true
+}
+
+/// `Repair::Content` of an inode that does not exist: its content becomes a file with this number.
+pub(super) fn attach_content(view: &mut View, context: &Context, ino: Ino) -> bool {
+    let Some(stray) = content::stray(view, ino).filter(|_| ino < settings::next_ino(view)) else { return false };
+    let name = format!("#{ino}").into_bytes();
+    let Some(found) = lost_and_found(view, context) else { return false };
+    let Some(mut dir) = load_inode(view, found) else { return false };
+    if view.get(&keys::dentry(found, &name)).is_some() {
+        return false;
+    }
+    let mut attr = InodeAttr::new(ino, FileKind::Regular, Creator { mode: 0o600, uid: 0, gid: 0 }, context.now);
+    (attr.size, attr.allocated, attr.version) = (stray.size, stray.allocated, stray.version);
+    attr.has_xattrs = view.any(keys::xattrs(ino));
+    Inode::new(attr, found, name.clone()).save(view);
+    inodes_changed(view, 1);
+    dentry::add(view, context, &mut dir, &name, (ino, FileKind::Regular));
+    dir.save(view);
     true
 }
 

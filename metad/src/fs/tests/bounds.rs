@@ -204,7 +204,7 @@ fn no_client_makes_metad_forget_the_journals_of_others() {
         other => panic!("{other:?}"),
     };
     assert!(known(&world, JournalId(7)));
-    let left = world.kv.pairs(super::super::keys::journals_of("liar"), usize::MAX).len();
+    let left = world.kv.pairs(super::super::journal_keys::journals_of("liar"), usize::MAX).len();
     assert_eq!(left, 1024);
     // A client cannot forget the journals of others, either.
     world.one(liar, Op::Journaled { journal: JournalId(7), position: None }).unwrap();

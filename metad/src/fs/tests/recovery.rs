@@ -4,7 +4,7 @@ use super::*;
 use crate::fs::recovery::{self, Jump};
 use crate::fs::session;
 use crate::fs::view::KvExt;
-use crate::fs::{keys, tickets};
+use crate::fs::{journal_keys, tickets};
 use wire::ids::BlockHash;
 use wire::message::admin::DeletionStop;
 use wire::op::{Lock, LockFamily};
@@ -77,7 +77,7 @@ fn a_recovered_state_is_whole_and_gives_out_nothing_a_second_time() {
         assert!(read::read(&world.kv, id, &Read::GetAttr { ino: Ino(1025) }).is_err(), "its last session has ended");
         let jumped = world.attr(Ino(1024)).version;
         assert!(jumped > Version(version.0 + (1 << 40)), "{jumped}");
-        let position: JournalPosition = world.kv.load(&keys::journal(JournalId(7))).unwrap();
+        let position: JournalPosition = world.kv.load(&journal_keys::journal(JournalId(7))).unwrap();
         assert_eq!((position.acknowledged, position.files[0].base), (5, jumped), "the rest is based on what is there");
         let layout = settings::layout(&world.kv);
         assert!(layout.epoch.0 > 1 << 40 && layout.placement == layout.epoch);
