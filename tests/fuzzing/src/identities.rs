@@ -1,7 +1,7 @@
 //! Certificates, identities, bundles, and the files that name the owner of a directory.
 //!
 //! Keys are random, and a corpus must not change with each run. So four identities of one cluster lie in
-//! `identities/`, one of which has moved to a new CA; they are of no use anywhere else.
+//! `identities/`, one of which has moved to a new CA, and an issuer of another; they are of no use anywhere else.
 
 use crate::corpus::root;
 use crate::memory;
@@ -24,6 +24,8 @@ const ROLES: [Role; 3] = [Role::Metad, Role::Blockd, Role::Client];
 const MOUNT: &str = "/mnt";
 /// The file of an identity that has moved to a new CA.
 const MOVED: &str = "moved.pem";
+/// The file of an issuer.
+const ISSUER: &str = "issuer.pem";
 
 static IDENTITIES: LazyLock<[Identity; 3]> = LazyLock::new(|| {
     let folder = root().join("identities");
@@ -52,6 +54,19 @@ fn moved(ca: &ClusterCa, identity: &Identity) -> Identity {
     let certificate = issuer.renew(shown, subject, &Term::lasting()).expect("it can be renewed");
     let trusting = identity.trusting(&trust).expect("the CAs are of its cluster");
     trusting.renewed(&certificate, issuer.cert()).expect("it fits")
+}
+
+/// Returns the file of an issuer.
+fn issuer_pem() -> Vec<u8> {
+    // The files are made together.
+    LazyLock::force(&IDENTITIES);
+    let path = root().join("identities").join(ISSUER);
+    if !path.exists() {
+        let ca = ClusterCa::create("fuzzing").expect("a CA can be made");
+        let issuer = IssuerKey::create(&ca, "fuzzing", &ROLES).expect("an issuer can be made");
+        issuer.save(&path).expect("a file can be written");
+    }
+    fs::read(path).expect("the file can be read")
 }
 
 /// Returns the last section of the file of the identity that has moved.
@@ -112,6 +127,23 @@ pub fn identity(data: &[u8]) -> bool {
     std::str::from_utf8(data).is_ok_and(again)
 }
 
+/// `issuer.pem` of a metad.
+pub fn issuer(data: &[u8]) -> bool {
+    let path = memory::dir().join("issuer");
+    fs::write(&path, data).expect("a file can be written");
+    let issuer = match IssuerKey::load(&path) {
+        Ok(issuer) => issuer,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            return false;
+        }
+    };
+    issuer.save(&path).expect("a file can be written");
+    let again = IssuerKey::load(&path).expect("what was written can be read");
+    assert_eq!((again.cert(), again.key(), again.roles()), (issuer.cert(), issuer.key(), issuer.roles()));
+    true
+}
+
 /// A bundle file.
 pub fn bundle(data: &[u8]) -> bool {
     let path = memory::dir().join("bundle");
@@ -155,7 +187,7 @@ pub fn client_owner(data: &[u8]) -> bool {
 
 /// Good inputs.
 pub mod samples {
-    use super::{MOUNT, client_bundle, memory, moved_besides, of};
+    use super::{MOUNT, client_bundle, issuer_pem, memory, moved_besides, of};
     use crate::Samples;
     use blockd::ownership::Ownership;
     use client::LocalDir;
@@ -186,6 +218,12 @@ pub mod samples {
     #[must_use]
     pub fn trust() -> Samples {
         vec![("moved", moved_besides())]
+    }
+
+    /// An issuer.
+    #[must_use]
+    pub fn issuer() -> Samples {
+        vec![("issuer", issuer_pem())]
     }
 
     /// The bundle of a client.

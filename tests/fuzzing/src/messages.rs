@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::{self, Read};
 use wire::backup::{Head, Reader, Record, Writer, verify};
+use wire::cert::Certificate;
 use wire::codec;
 use wire::frame::{REPLY_HEADER, REQUEST_HEADER, ReplyHeader, RequestHeader};
 use wire::ids::{BlockHash, Point};
@@ -20,7 +21,8 @@ use wire::message::enroll::{EnrollReply, EnrollRequest};
 use wire::message::event::MetaEvent;
 use wire::message::meta::{MetaReply, MetaRequest, MetaRequestKind};
 use wire::op::{Batch, BatchReply, Op, Read as ReadOf, ReadReply};
-use wire::tls::Subject;
+use wire::revoked::{Refusals, Revocations};
+use wire::tls::{Role, Subject};
 use wire::token::JoinToken;
 
 /// Decodes a value. One that was decoded is encoded in no more bytes, and decoded to the same again.
@@ -49,6 +51,19 @@ fn use_layout(layout: &Layout) {
         assert!(ring.older_owners(span.first).len() <= layout.members.len());
     }
     assert!(ring.owners(Point(0)).len() <= layout.members.len());
+}
+
+/// The list of what is revoked.
+pub fn blockd_revoked(data: &[u8]) -> bool {
+    let Some(list) = again::<Revocations>(data) else { return false };
+    let refusals = Refusals::default();
+    refusals.adopt(&list);
+    assert_eq!(refusals.mark(), list.mark());
+    for role in [Role::Metad, Role::Blockd, Role::Client, Role::Admin] {
+        let _ = refusals.refuse(&Subject::new(role, "host-1"), &Certificate::default());
+    }
+    assert!(!refusals.learn(&list), "it is not newer than itself");
+    true
 }
 
 /// Headers of frames.

@@ -38,6 +38,7 @@ targets! {
     identities::trust, trust: "which CAs a node trusts, in its file";
     identities::certificate, certificate: "a certificate with its private extension, from a peer";
     identities::identity, identity: "a PEM file with an identity";
+    identities::issuer, issuer: "`issuer.pem` of a metad";
     identities::bundle, bundle: "a bundle file";
     identities::metad_owner, metad_owner: "`IDENTITY` of a metad's data directory";
     identities::blockd_owner, blockd_owner: "`blockd.id` of a blockd's data directory";
@@ -48,6 +49,7 @@ targets! {
     blocks::block_record, record: "the header of a block's record in a segment";
     blocks::block_segment, segment: "a segment without a hint, by a store that is opened";
     blocks::block_hint, hint: "the hint of a segment, by a store that is opened";
+    messages::blockd_revoked, revoked: "`revoked` of a blockd's data directory, and the list as a metad sends it";
     clients::journal_segment, journal_segment: "a segment of a mount's journal";
     clients::journal_picture, journal_picture: "the file `shared` of a mount's journal";
     clients::journal_id, journal_id: "the file `id` of a mount's journal";

@@ -37,6 +37,7 @@ use wire::op::{
     ListedDir, Lock, LockFamily, NewInode, Op, OpFailed, OpReply, RangeAction, Read, ReadReply, RenameMode, StatFs,
     With, XattrMode,
 };
+use wire::revoked::{Revocations, Revoked};
 use wire::ticket::{TicketKey, TicketKeys};
 use wire::tls::{ClientGrant, Role, Squash, Subject};
 use wire::token::{JoinToken, NewToken, Secret, TokenInfo, TokenState};
@@ -325,6 +326,14 @@ fn page() -> ExtentPage {
         extents: contents().into_iter().map(extent).collect(),
         more_from: Some(70_000),
     }
+}
+
+/// Lists of what is revoked.
+#[must_use]
+pub fn revoked() -> Samples {
+    let name = Revoked::Name { role: Role::Client, name: "host-1".to_owned(), until: AT };
+    let list = vec![name, Revoked::Key(HOLDER), Revoked::Issuer(KeyId([8; 32]))];
+    vec![coded("none", Revocations::default()), coded("some", Revocations { version: 3, list })]
 }
 
 /// Messages of operators.

@@ -57,6 +57,7 @@ tests! {
     trust any_list_of_cas_is_read_or_refused;
     certificate any_certificate_is_read_or_refused;
     identity any_identity_is_read_or_refused;
+    issuer any_issuer_is_read_or_refused;
     bundle any_bundle_is_read_or_refused;
     metad_owner any_owner_of_a_metads_directory_is_known_or_refused;
     blockd_owner any_owner_of_a_blockds_directory_is_known_or_refused;
@@ -67,6 +68,7 @@ tests! {
     block_record any_header_of_a_record_is_read_or_passed_over;
     block_segment any_segment_is_recovered_or_refused;
     block_hint any_hint_is_used_or_ignored;
+    blockd_revoked any_list_of_what_is_revoked_is_read_or_refused;
     journal_segment any_segment_of_a_journal_is_read_or_refused;
     journal_picture any_picture_of_a_journal_is_read_or_refused;
     journal_id any_number_of_a_journal_is_read_or_refused;
