@@ -35,6 +35,7 @@ pub mod sections;
 pub mod settings;
 #[cfg(feature = "simulation")]
 pub mod simulation;
+pub mod steady;
 mod subject;
 pub mod suspects;
 pub mod sys;

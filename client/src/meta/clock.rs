@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 use wire::attr::Timestamp;
+use wire::steady::Steady;
 use wire::sys::since_boot;
 
 /// How much less exact an estimate becomes with each answer.
@@ -13,16 +14,16 @@ pub(super) struct LeaderClock {
     /// What it says at the moment that [`since_boot`] counts from, and how exactly that is known. This machine's own
     /// clock may be set at any time.
     at_boot: Option<(Timestamp, Duration)>,
-    /// The last time that was returned or seen: the clock never runs backwards here.
-    last: Timestamp,
+    /// An estimate may be replaced by an earlier one, and a leader by another one.
+    steady: Steady,
 }
 
 impl LeaderClock {
-    /// Returns the time as the leader would stamp it, later than everything that was stamped here.
+    /// Returns the time as the leader would stamp it, and later than what was stamped here before.
     pub(super) fn stamp(&mut self) -> Timestamp {
-        let now = self.at_boot.map_or_else(Timestamp::now, |(at_boot, _)| at_boot.shifted(nanos(since_boot())));
-        self.last = self.last.max(now);
-        self.last
+        let boot = since_boot();
+        let now = self.at_boot.map_or_else(Timestamp::now, |(at_boot, _)| at_boot.shifted(nanos(boot)));
+        self.steady.at(now, boot)
     }
 
     /// Learns the leader's time, asked for at this time of [`since_boot`].

@@ -322,7 +322,7 @@ pub enum Repair {
     Allocated(Ino),
     /// Correct the mark that an inode has attributes, or remove the attributes of a missing inode.
     Attributes(Ino),
-    /// Mark the content of a missing inode for removal, or take that mark from an existing one.
+    /// Give the content of a missing inode a name in `/lost+found`, or take the mark for removal from an existing inode.
     Content(Ino),
     /// Set the references that a block counts.
     References {

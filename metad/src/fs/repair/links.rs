@@ -13,6 +13,8 @@ use wire::message::check::Seen;
 
 /// The directory below the root in which inodes without a name are put.
 pub(super) const LOST_AND_FOUND: &[u8] = b"lost+found";
+/// Numbers of inodes that are skipped at most when content is found that belongs to one beyond those that were given out.
+const SKIPPED_MAX: u64 = 1 << 40;
 /// Directories above one another that are visited.
 const DEPTH_MAX: usize = 1 << 16;
 
@@ -174,7 +176,10 @@ pub(super) fn attach(view: &mut View, context: &Context, ino: Ino, seen: Seen) -
 
 /// `Repair::Content` of an inode that does not exist: its content becomes a file with this number.
 pub(super) fn attach_content(view: &mut View, context: &Context, ino: Ino) -> bool {
-    let Some(stray) = content::stray(view, ino).filter(|_| ino < settings::next_ino(view)) else { return false };
+    let next = settings::next_ino(view);
+    let Some(stray) = content::stray(view, ino).filter(|_| ino.0 < next.0.saturating_add(SKIPPED_MAX)) else {
+        return false;
+    };
     let name = format!("#{ino}").into_bytes();
     let Some(found) = lost_and_found(view, context) else { return false };
     let Some(mut dir) = load_inode(view, found) else { return false };
@@ -184,6 +189,8 @@ pub(super) fn attach_content(view: &mut View, context: &Context, ino: Ino) -> bo
     let mut attr = InodeAttr::new(ino, FileKind::Regular, Creator { mode: 0o600, uid: 0, gid: 0 }, context.now);
     (attr.size, attr.allocated, attr.version) = (stray.size, stray.allocated, stray.version);
     attr.has_xattrs = view.any(keys::xattrs(ino));
+    // I4: this number is not given out any more.
+    settings::raise_next_ino(view, Ino(ino.0 + 1));
     Inode::new(attr, found, name.clone()).save(view);
     inodes_changed(view, 1);
     dentry::add(view, context, &mut dir, &name, (ino, FileKind::Regular));

@@ -82,10 +82,16 @@ fn advice(finding: &Finding) -> &'static str {
         FindingKind::LinkCount | FindingKind::DirectoryCount | FindingKind::AllocatedCount => "it is counted anew",
         FindingKind::ReferenceCount | FindingKind::WrongCounter => "it is counted anew",
         FindingKind::BadExtent => "copy what can be read of the file, and remove it",
+        FindingKind::Leftover if matches!(finding.repair, Some(Repair::Content(_))) => {
+            "the content gets a name in /lost+found, or a mark for its removal is taken off"
+        }
         FindingKind::Leftover => "it is removed",
         FindingKind::WrongAttributes if finding.repair.is_none() => "remove it, and make it again",
         FindingKind::WrongAttributes => "it is set right",
         FindingKind::StaleOrphan | FindingKind::StaleLock => "it is let go",
+        FindingKind::WrongIndex if finding.repair.is_none() => {
+            "end that mount, or let it be: what its journal still has is refused"
+        }
         FindingKind::WrongIndex => "the index is set right",
         FindingKind::WrongSession if finding.repair.is_none() => "unmount and mount again what is mounted",
         FindingKind::WrongSession => "it is forgotten",

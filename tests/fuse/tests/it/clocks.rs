@@ -30,7 +30,7 @@ fn work(sides: &[impl AsRef<Path>; 2], what: &str) -> [Vec<SystemTime>; 2] {
 }
 
 #[test]
-fn clocks_that_are_set_by_an_hour_in_both_directions_end_no_session_and_no_lock_and_stop_no_time() {
+fn clocks_that_are_set_by_an_hour_in_both_directions_end_no_session_and_no_lock_and_times_of_files_go_on() {
     let mut clocks = None;
     let mut surf = Surf::start_by(|surf| {
         clocks = Some(Clocks::of(surf));
