@@ -299,7 +299,8 @@ impl Server {
     /// Answers when enough daemons have it, and goes on until the whole chain has. Returns who has it then.
     async fn put(&self, put: Putting<'_>, chain: Chain, needed: usize, mut incoming: Incoming) -> Outcome {
         let Putting { hash, epoch, origin, .. } = put;
-        let layout = self.layouts.naming(epoch, &chain).await;
+        // I11: under its owners, this daemon keeps the copy, and notes who misses it.
+        let layout = self.layouts.as_new_as(epoch).await;
         if let Err(refusal) = self.layouts.may_store(epoch) {
             incoming.respond(&refused(refusal), &[]).await;
             return Outcome::default();

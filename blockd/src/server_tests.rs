@@ -354,3 +354,28 @@ async fn lists_wait_for_room_among_the_answers_that_their_caller_has_not_fetched
         peer.request::<_, BlockReply>(request, &[], LIMIT).await.unwrap();
     }
 }
+
+/// Guards I11.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_for_owners_that_are_not_known_here_yet_waits_for_their_layout() {
+    let mut peers = Peers::start([Manner::Honest, Manner::Honest]);
+    peers.layout.replicas = 2;
+    let server = server(&peers, ME, &peers.endpoint, &TestDisk::new());
+    let _serving = peers.endpoint.serve(server.clone(), &Handle::current());
+    let client = bind(&peers.ca, Role::Client, "client");
+    let peer = client.peer(peers.endpoint.local_addr(), Role::Blockd);
+    let ((hash, content), behind) = (block(1), [id_of(0)]);
+    let raised = peers.layout.with_redundancy(3, 2).unwrap();
+    let learning = async {
+        server.layouts.wanted().await;
+        assert!(!server.store.contains(&hash));
+        server.layouts.learn(raised.clone());
+    };
+    let (stored, ()) = tokio::join!(put(&peer, raised.epoch, &content, (&behind, 2)), learning);
+    assert!(matches!(&stored, Ok(BlockReply::Stored { synced, .. }) if synced.len() == 2), "{stored:?}");
+    until("the third owner gets it", || server.handoff.is_noted(&id_of(1), &hash)).await;
+    let (unknown, (absent, content)) = (raised.epoch.next(), block(2));
+    let refused = put(&peer, unknown, &content, (&[], 1)).await;
+    assert!(matches!(refused, Ok(BlockReply::Failed(_))), "{refused:?}");
+    assert!(!server.store.contains(&absent));
+}

@@ -196,7 +196,7 @@ impl Handoff {
     }
 
     /// Reports whether an owner is to get a block.
-    pub(super) fn is_noted(&self, owner: &BlockdId, hash: &BlockHash) -> bool {
+    pub(crate) fn is_noted(&self, owner: &BlockdId, hash: &BlockHash) -> bool {
         let noted = self.noted.lock();
         noted
             .by_owner
