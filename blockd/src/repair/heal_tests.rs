@@ -1,9 +1,10 @@
-//! Whole rings of 3 to 50 daemons under a seeded scheduler: puts, commits, removals, deaths, late returns, joins and
-//! drains in any order, one step of one daemon at a time. The decisions are those of the daemons ([`Duties`], [`Pass`],
-//! [`fate`]) and of metad's leader ([`Layout`]'s steps); stores, network and the leader's memory are modelled.
+//! Whole rings of 3 to 50 daemons under a seeded scheduler: puts, commits, removals, deaths, late returns, joins, drains
+//! and more replicas in any order, one step of one daemon at a time. The decisions are those of the daemons ([`Duties`],
+//! [`Pass`], [`fate`]) and of metad's leader ([`Layout`]'s steps); stores, network and the leader's memory are modelled.
 //!
-//! At each step every block that was acknowledged, and is referred to or about to be, has a copy that can be read, and
-//! nothing that nobody refers to spreads (I10). In the end every block lies on its owners and nowhere else.
+//! At each step every block that was acknowledged, and is referred to or about to be, has as many copies that can be read
+//! as its deaths have left, and nothing that nobody refers to spreads (I10). In the end every block lies on its owners and
+//! nowhere else, and these are as many as the layout owes.
 
 use super::duties::Duties;
 use super::give_back::{Fate, fate};
@@ -70,6 +71,9 @@ struct World {
     referenced: BTreeSet<BlockHash>,
     /// Blocks that are acknowledged and not committed yet, with their placement.
     pending: BTreeMap<BlockHash, LayoutEpoch>,
+    /// Copies that each block must have at least, of those that are referred to or about to be: `min_sync` when it was
+    /// acknowledged, and when all were last whole, less the daemons with a copy that died since.
+    promised: BTreeMap<BlockHash, usize>,
     /// Daemons that had a block when it became unreferenced.
     garbage: BTreeMap<BlockHash, BTreeSet<BlockdId>>,
     client: Layout,
@@ -89,10 +93,19 @@ impl World {
         let (replicas, min_sync) = [(3, 2), (3, 3), (2, 2), (5, 3)][random.random_range(0..4)];
         let layout = Layout { replicas, min_sync, ..Layout::default() };
         let count = random.random_range(usize::from(replicas).max(3)..=if seed.is_multiple_of(8) { 50 } else { 9 });
-        let (daemons, referenced, pending, garbage) = Default::default();
         let client = layout.clone();
-        let mut world =
-            Self { random, layout, daemons, referenced, pending, garbage, client, deaths: 0, is_settling: false };
+        let mut world = Self {
+            random,
+            layout,
+            daemons: BTreeMap::new(),
+            referenced: BTreeSet::new(),
+            pending: BTreeMap::new(),
+            promised: BTreeMap::new(),
+            garbage: BTreeMap::new(),
+            client,
+            deaths: 0,
+            is_settling: false,
+        };
         (0..count).for_each(|_| world.join());
         world.layout = world.layout.finished();
         world
@@ -127,8 +140,10 @@ impl World {
             38..40 => self.start_again(),
             40..41 if self.daemons.len() < 60 => self.join(),
             41..42 => self.drain(),
-            42..46 => self.lead(),
+            42..43 => self.raise_replicas(),
+            43..46 => self.lead(),
             46..56 => self.learn(),
+            56..57 => self.compare_again(),
             _ => {
                 if let Some(id) = self.any(true) {
                     self.work(&id);
@@ -145,14 +160,22 @@ impl World {
         let owners: Vec<BlockdId> = layout.owners(&hash).iter().map(|owner| owner.id).collect();
         let mut synced = 0;
         for id in owners {
-            let reached = self.random.random_range(0..10) > 0;
+            let (reached, is_told) = (self.random.random_range(0..10) > 0, self.random.random_range(0..4) > 0);
             let Some(daemon) = self.daemons.get_mut(&id).filter(|daemon| daemon.alive && reached) else { continue };
+            if daemon.layout.epoch < layout.epoch {
+                // It waits for the sender's layout, and stores nothing without it.
+                if !is_told {
+                    continue;
+                }
+                daemon.learn(&self.layout);
+            }
             // The block is stored first, and acknowledged only if the owners are still the same.
             daemon.blocks.insert(hash);
             synced += usize::from(daemon.layout.placement <= layout.epoch);
         }
         if synced >= usize::from(layout.min_sync) {
             self.pending.insert(hash, layout.epoch);
+            self.promised.insert(hash, usize::from(layout.min_sync));
         } else {
             self.client = self.layout.clone();
             self.mark_garbage(hash);
@@ -167,6 +190,7 @@ impl World {
 
     fn unlink(&mut self) {
         if let Some(hash) = self.referenced.pop_first() {
+            self.promised.remove(&hash);
             self.mark_garbage(hash);
         }
     }
@@ -190,7 +214,14 @@ impl World {
         let Some(id) = self.any(true) else { return };
         let for_good = self.random.random_range(0..2) == 0;
         let daemon = self.daemons.get_mut(&id).unwrap();
+        // `min_sync` may have been raised since a block was acknowledged.
+        if daemon.blocks.iter().any(|hash| self.promised.get(hash) == Some(&1)) {
+            return;
+        }
         (daemon.alive, daemon.pass, daemon.giving) = (false, None, None);
+        for hash in &daemon.blocks {
+            self.promised.entry(*hash).and_modify(|copies| *copies -= 1);
+        }
         if for_good {
             daemon.blocks.clear();
         }
@@ -220,6 +251,16 @@ impl World {
         }
     }
 
+    fn raise_replicas(&mut self) {
+        let Layout { replicas, min_sync, .. } = self.layout;
+        // With more, so many could die that the others are too few to store a block.
+        let min_sync = (min_sync + self.random.random_range(0..2)).min(3);
+        let is_meant = self.random.random_range(0..4) == 0;
+        if is_meant && replicas < 5 && self.layout.owning().count() > usize::from(replicas) {
+            self.layout = self.layout.with_redundancy(replicas + 1, min_sync).unwrap_or_else(|| self.layout.clone());
+        }
+    }
+
     /// Plays metad's leader.
     fn lead(&mut self) {
         let dead: Vec<BlockdId> = self.daemons.iter().filter(|(_, daemon)| !daemon.alive).map(|(id, _)| *id).collect();
@@ -241,8 +282,11 @@ impl World {
         let is_whole = self.daemons.values().filter(|daemon| daemon.alive).all(current)
             && self.layout.owning().all(|owner| self.daemons.get(&owner.id).is_some_and(|daemon| daemon.alive))
             && self.pending.values().all(|placement| *placement >= self.layout.placement);
-        if self.layout.is_final() && is_whole {
+        let min_sync = usize::from(self.layout.min_sync);
+        // What was committed after the daemons had compared may still lack copies.
+        if self.layout.is_final() && is_whole && self.promised.keys().all(|hash| self.copies(hash) >= min_sync) {
             self.deaths = 0;
+            self.promised.values_mut().for_each(|copies| *copies = min_sync);
         }
         if let Some(id) = self.layout.members.iter().find(drained).map(|member| member.id) {
             self.layout = self.layout.removed(&id);
@@ -257,6 +301,17 @@ impl World {
         if let Some(id) = self.any(true) {
             let layout = self.layout.clone();
             self.daemons.get_mut(&id).unwrap().learn(&layout);
+        }
+    }
+
+    /// Begins a comparison though the layout has not changed.
+    fn compare_again(&mut self) {
+        let Some(id) = self.any(true) else { return };
+        let daemon = self.daemons.get_mut(&id).unwrap();
+        if daemon.pass.is_none() {
+            let duties = Duties::of(&daemon.layout, &id);
+            let pass = Pass::new(&duties, daemon.round.clone());
+            daemon.pass = Some((duties, pass));
         }
     }
 
@@ -377,9 +432,16 @@ impl World {
         self.daemons.iter().filter(move |(_, daemon)| daemon.blocks.contains(hash))
     }
 
+    /// Copies that can be read.
+    fn copies(&self, hash: &BlockHash) -> usize {
+        self.holders(hash).filter(|(_, daemon)| daemon.alive).count()
+    }
+
     fn check(&self) {
-        for hash in self.referenced.iter().chain(self.pending.keys()) {
-            let copies = self.holders(hash).filter(|(_, daemon)| daemon.alive).count();
+        assert!(self.referenced.iter().chain(self.pending.keys()).all(|hash| self.promised.contains_key(hash)));
+        for (hash, promised) in &self.promised {
+            let copies = self.copies(hash);
+            assert!(copies >= *promised, "{hash} has {copies} copies instead of {promised}; {} died", self.deaths);
             assert!(copies > 0, "{hash} cannot be read; {} died", self.deaths);
         }
         for (hash, before) in &self.garbage {
@@ -394,8 +456,11 @@ impl World {
         while !self.pending.is_empty() {
             self.commit();
         }
-        // The regular comparison finds what puts left out.
-        self.daemons.values_mut().for_each(|daemon| (daemon.done, daemon.empty) = (LayoutEpoch(0), false));
+        // The regular comparison finds what puts left out, and what was committed since the last one.
+        for daemon in self.daemons.values_mut() {
+            (daemon.done, daemon.empty) = (LayoutEpoch(0), false);
+            (daemon.pass, daemon.round) = (None, Round::default());
+        }
         for round in 0.. {
             assert!(round < 200, "it does not come to rest: {:?}", self.layout.older);
             self.lead();
@@ -403,6 +468,10 @@ impl World {
             let lost = |member: &&LayoutMember| self.daemons.get(&member.id).is_none_or(|daemon| !daemon.alive);
             if let Some(id) = self.layout.members.iter().find(lost).map(|member| member.id) {
                 self.layout = self.layout.removed(&id);
+            }
+            let living = |owner: &&LayoutMember| self.daemons.get(&owner.id).is_some_and(|daemon| daemon.alive);
+            if self.layout.owning().filter(living).count() < usize::from(self.layout.replicas) {
+                self.join();
             }
             let ids: Vec<BlockdId> = self.daemons.keys().copied().collect();
             let layout = self.layout.clone();
@@ -437,6 +506,7 @@ impl World {
             let owners: Vec<BlockdId> = self.layout.owners(hash).iter().map(|owner| owner.id).collect();
             let holders: Vec<BlockdId> =
                 self.holders(hash).filter(|(_, daemon)| daemon.alive).map(|(id, _)| *id).collect();
+            assert_eq!(owners.len(), usize::from(self.layout.replicas), "{hash} has too few owners");
             let missing: Vec<_> = owners.iter().filter(|owner| !holders.contains(owner)).collect();
             assert!(missing.is_empty(), "{hash} lacks copies: {missing:?}");
             assert!(holders.iter().all(|holder| owners.contains(holder)), "{hash} lies where it does not belong");
