@@ -12,7 +12,7 @@ use std::io::{self, ErrorKind, Read};
 use std::marker::PhantomData;
 
 /// Version of the coding that stands before every encoded value.
-const VERSION: u8 = 8;
+const VERSION: u8 = 9;
 /// Most elements for which room is allocated before they are decoded.
 const CAPACITY_MAX: usize = 256;
 /// Most bytes for which room is allocated before they are read.

@@ -27,7 +27,7 @@ pub struct LayoutMember {
     pub zone: String,
     /// Share of the ring, relative to the other members.
     pub weight: u32,
-    /// Its points on the ring. They stay the same while it owns nothing.
+    /// Its points on the ring. They stay the same while it owns nothing, unless its weight is changed.
     pub points: Vec<Point>,
     /// An operator empties it: it serves what it has, and owns nothing.
     pub draining: bool,
@@ -74,8 +74,11 @@ pub struct OlderLayout {
     pub placement: LayoutEpoch,
     /// Replicas that each block had.
     pub replicas: u8,
-    /// The owners, ordered by id. Their points are those of [`Layout::members`].
+    /// The owners, ordered by id.
     pub owners: Vec<BlockdId>,
+    /// The points that members had whose weights were changed since, ordered by id. Others have those of
+    /// [`Layout::members`].
+    pub points: Vec<(BlockdId, Vec<Point>)>,
 }
 
 /// Members and their points at one epoch.

@@ -1,5 +1,5 @@
-//! Whole rings of 3 to 50 daemons under a seeded scheduler: puts, commits, removals, deaths, late returns, joins, drains
-//! and more replicas in any order, one step of one daemon at a time. The decisions are those of the daemons ([`Duties`],
+//! Whole rings of 3 to 50 daemons under a seeded scheduler: puts, commits, removals, deaths, late returns, joins, drains,
+//! other weights and more replicas in any order, one step of one daemon at a time. The decisions are those of the daemons ([`Duties`],
 //! [`Pass`], [`fate`]) and of metad's leader ([`Layout`]'s steps); stores, network and the leader's memory are modelled.
 //!
 //! At each step every block that was acknowledged, and is referred to or about to be, has as many copies that can be read
@@ -144,6 +144,7 @@ impl World {
             43..46 => self.lead(),
             46..56 => self.learn(),
             56..57 => self.compare_again(),
+            57..58 => self.weigh(),
             _ => {
                 if let Some(id) = self.any(true) {
                     self.work(&id);
@@ -249,6 +250,18 @@ impl World {
         if left > usize::from(self.layout.replicas) && self.layout.member(&id).is_some_and(LayoutMember::is_owner) {
             self.layout = self.layout.drained(&id, true).unwrap_or_else(|| self.layout.clone());
         }
+    }
+
+    fn weigh(&mut self) {
+        let Some(id) = self.any(true) else { return };
+        let Some(mut points) = self.layout.member(&id).map(|member| member.points.clone()) else { return };
+        if points.len() > 2 && self.random.random_range(0..2) == 0 {
+            points.pop();
+        } else {
+            points.push(point(&mut self.random));
+        }
+        let weight = points.len() as u32;
+        self.layout = self.layout.weighed(&id, weight, &points).unwrap_or_else(|| self.layout.clone());
     }
 
     fn raise_replicas(&mut self) {

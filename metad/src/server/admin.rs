@@ -3,14 +3,14 @@
 use super::Server;
 use super::cert::asker;
 use crate::cluster::met::{self, Leaver};
-use crate::cluster::watch;
+use crate::cluster::{placement, watch};
 use crate::error::ProposeError;
 use crate::fs::operator::Change;
 use crate::fs::{audit, cert, retention, session, settings, token};
 use std::time::Duration;
 use wire::ids::{MetadId, SessionId};
 use wire::layout::{Layout, LayoutMember};
-use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS, HEAD_BYTES_MAX};
+use wire::limits::{BLOCKD_TEXT_BYTES_MAX, BLOCKD_WEIGHT_MAX, DOWN_AFTER_MIN_MS, HEAD_BYTES_MAX};
 use wire::message::admin::{AdminReply, AdminRequest, BlockdHealth, ClusterStatus};
 use wire::message::cert::{AuditEvent, AuditRecords};
 use wire::message::check::CheckRequest;
@@ -96,6 +96,7 @@ impl Server {
             }
             AdminRequest::Rotation => AdminReply::Rotation(Box::new(self.rotation_status().await)),
             AdminRequest::SetTrust { step, force } => self.set_trust(peer, step, force).await?,
+            AdminRequest::WeighBlockd { name, weight } => self.weigh_blockd(peer, &name, weight).await?,
             // Answered above, by any node.
             AdminRequest::Refusals { .. } => AdminReply::Done,
         };
@@ -215,6 +216,19 @@ impl Server {
         self.changed(peer, |layout| if is_enough(layout) { layout.drained(&id, drain) } else { None }).await
     }
 
+    async fn weigh_blockd(&self, peer: &PeerIdentity, name: &str, weight: u32) -> Result<AdminReply, ProposeError> {
+        let layout = settings::layout(&**self.shared.consensus.state());
+        let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };
+        if !(1..=BLOCKD_WEIGHT_MAX).contains(&weight) {
+            return Ok(AdminReply::Failed(format!("a weight is 1 to {BLOCKD_WEIGHT_MAX}")));
+        }
+        if member.weight == weight {
+            return Ok(AdminReply::Done);
+        }
+        let id = member.id;
+        self.changed(peer, |layout| layout.weighed(&id, weight, &placement::reweighed(layout, &id, weight))).await
+    }
+
     /// Ends a session that lives, or seems to.
     async fn evict(&self, peer: &PeerIdentity, id: SessionId) -> Result<AdminReply, ProposeError> {
         let Some(session) = session::find_or_ended(&**self.shared.consensus.state(), id) else {
@@ -237,8 +251,7 @@ impl Server {
         Ok(AdminReply::Done)
     }
 
-    /// Names a daemon's successor. The successor must not have joined: its points would have to change, and older
-    /// owners could not be found any more.
+    /// Names a daemon's successor. The successor must not have joined: what it owns by then would have to move.
     async fn replace_blockd(
         &self,
         peer: &PeerIdentity,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use wire::layout::LayoutMember;
 use wire::message::admin::{AdminRequest, BlockdHealth, BlockdState, ClusterStatus};
 
-/// Block daemons: list them, empty one, replace one, forget one that is lost.
+/// Block daemons: list them, weigh one, empty one, replace one, forget one that is lost.
 #[derive(Args)]
 pub struct Blockd {
     #[command(subcommand)]
@@ -37,6 +37,15 @@ enum Command {
         /// Let it own blocks again instead.
         #[arg(long)]
         undo: bool,
+    },
+    /// Give one another share of the blocks, relative to the weights of the others. Only the difference moves.
+    Weight {
+        #[command(flatten)]
+        access: Access,
+        /// Its name.
+        name: String,
+        /// Its weight from now on, 1 or more.
+        weight: u32,
     },
     /// Let a new one take over what another one holds, with its place on the ring, so that nothing else moves. Run this
     /// before the new one is started for the first time. The other one is then emptied.
@@ -73,6 +82,10 @@ impl Blockd {
                 } else {
                     say!("{name} is being emptied; `surf blockd list` says when it is drained and can be switched off");
                 }
+            }
+            Command::Weight { access, name, weight } => {
+                access.ask(AdminRequest::WeighBlockd { name: name.clone(), weight }).await?;
+                say!("{name} has weight {weight}; `surf status` says when its blocks have moved");
             }
             Command::Replace { access, name, successor } => {
                 let request = AdminRequest::ReplaceBlockd { name: name.clone(), successor: successor.clone() };
@@ -144,6 +157,7 @@ fn list(status: &ClusterStatus, as_json: bool) -> Result<()> {
             vec![
                 member.name.clone(),
                 word(state.health).to_owned(),
+                member.weight.to_string(),
                 heard(state),
                 output::bytes(state.free_bytes),
                 output::bytes(state.capacity_bytes),
@@ -155,7 +169,7 @@ fn list(status: &ClusterStatus, as_json: bool) -> Result<()> {
         })
         .collect();
     output::table(
-        &["BLOCKD", "STATE", "HEARD", "FREE", "CAPACITY", "TO COPY", "TO GIVE BACK", "RATE", "SCRUBBED"],
+        &["BLOCKD", "STATE", "WEIGHT", "HEARD", "FREE", "CAPACITY", "TO COPY", "TO GIVE BACK", "RATE", "SCRUBBED"],
         &rows,
     );
     Ok(())

@@ -266,7 +266,7 @@ mod tests {
         assert!(!says_why(&moving));
         assert!(!Health::of(&moving).is_critical, "others have what the first one held");
         let owners = moving.layout.members.iter().map(|member| member.id).collect();
-        moving.layout.older.push(OlderLayout { placement: LayoutEpoch(1), replicas: 2, owners });
+        moving.layout.older.push(OlderLayout { placement: LayoutEpoch(1), replicas: 2, owners, points: Vec::new() });
         assert!(Health::of(&moving).is_critical, "not all of it yet");
         assert!(says_why(&moving), "it has the last copies of what the first one held");
         assert!(Health::of(&status(&[Down, Down, Down])).is_critical);

@@ -8,7 +8,8 @@ use anyhow::Result;
 use clap::Args;
 use std::process::ExitCode;
 use std::time::Duration;
-use wire::message::admin::ClusterStatus;
+use wire::layout::LayoutMember;
+use wire::message::admin::{BlockdState, ClusterStatus};
 
 /// Something needs attention, but nothing is in danger.
 const ATTENTION: u8 = 2;
@@ -79,6 +80,16 @@ fn as_json(status: &ClusterStatus, health: &Health, work: &Work) -> serde_json::
     })
 }
 
+/// The block daemons with their states, and with their weights unless all have the same.
+fn blockds(status: &ClusterStatus) -> Vec<String> {
+    let are_equal = status.layout.members.windows(2).all(|pair| pair[0].weight == pair[1].weight);
+    let weight = |weight: u32| if are_equal { String::new() } else { format!(" (weight {weight})") };
+    let line = |(member, state): (&LayoutMember, &BlockdState)| {
+        format!("{} {}{}", member.name, word(state.health), weight(member.weight))
+    };
+    states(status).map(line).collect()
+}
+
 fn show(status: &ClusterStatus, health: &Health, work: &Work) {
     let (used, total) = usage(status);
     let state = match (health.problems.is_empty(), health.is_critical) {
@@ -95,9 +106,7 @@ fn show(status: &ClusterStatus, health: &Health, work: &Work) {
         status.statfs.inodes,
         status.sessions.len()
     );
-    let blockds: Vec<String> =
-        states(status).map(|(member, state)| format!("{} {}", member.name, word(state.health))).collect();
-    say!("blockds: {}", blockds.join(", "));
+    say!("blockds: {}", blockds(status).join(", "));
     if [work.lacking_blocks, work.misplaced_blocks, work.damaged_blocks].iter().any(|count| *count > 0) {
         let left =
             work.left_s.map_or_else(|| "unknown".to_owned(), |seconds| output::duration(Duration::from_secs(seconds)));

@@ -37,14 +37,24 @@ impl Layout {
         next.members.sort_by_key(|member| member.id);
         let owners = |layout: &Layout| layout.owning().map(|member| member.id).collect::<Vec<_>>();
         let (before, after) = (owners(self), owners(&next));
-        if before == after && self.replicas == next.replicas {
+        let has_others =
+            |member: &&LayoutMember| next.member(&member.id).is_some_and(|now| now.points != member.points);
+        let points: Vec<_> =
+            self.members.iter().filter(has_others).map(|member| (member.id, member.points.clone())).collect();
+        next.older.iter_mut().for_each(|older| older.keep_points(&points));
+        let is_same = |id: &BlockdId| points.iter().all(|(other, _)| other != id);
+        if before == after && self.replicas == next.replicas && before.iter().all(is_same) {
             return next;
         }
         next.placement = next.epoch;
+        let (placement, replicas) = (self.placement, self.replicas);
+        let last = OlderLayout { placement, replicas, owners: before, points };
         // Owners that come back before anything was final are listed once.
-        let is_listed = |older: &OlderLayout| older.owners == before && older.replicas == self.replicas;
-        if !before.is_empty() && !next.older.iter().any(is_listed) {
-            next.older.push(OlderLayout { placement: self.placement, replicas: self.replicas, owners: before });
+        let is_listed = |older: &OlderLayout| {
+            (&older.owners, older.replicas, &older.points) == (&last.owners, last.replicas, &last.points)
+        };
+        if !last.owners.is_empty() && !next.older.iter().any(is_listed) {
+            next.older.push(last);
         }
         next
     }
@@ -78,6 +88,14 @@ impl Layout {
         })
     }
 
+    /// Returns the layout in which a daemon has another weight, with these points for it.
+    #[must_use]
+    pub fn weighed(&self, id: &BlockdId, weight: u32, points: &[Point]) -> Option<Layout> {
+        self.changed(|next| {
+            set(next, id, |member| (member.weight, member.points) = (weight, points.to_vec()));
+        })
+    }
+
     /// Returns the layout in which a draining daemon is known to hold nothing any more. `None` when it is not draining,
     /// or already known to be empty.
     #[must_use]
@@ -93,9 +111,8 @@ impl Layout {
     }
 
     /// Returns the layout with a newcomer in the place of the member of which it is the successor, and that member
-    /// draining; `None` when there is no such member, or too many changes are under way. Points never change, so that
-    /// older owners can be found again. The newcomer's points lie just before those of the other, which owns nothing
-    /// any more, so nothing else moves.
+    /// draining; `None` when there is no such member, or too many changes are under way. The newcomer's points lie just
+    /// before those of the other, which owns nothing any more, so nothing else moves, and the other can be found by its own.
     #[must_use]
     pub fn with_successor(&self, newcomer: &LayoutMember) -> Option<Layout> {
         let leaving = self.members.iter().find(|member| member.successor.as_deref() == Some(&newcomer.name))?;
@@ -141,6 +158,17 @@ impl Layout {
     }
 }
 
+impl OlderLayout {
+    /// Keeps points that members have no more.
+    fn keep_points(&mut self, points: &[(BlockdId, Vec<Point>)]) {
+        for (id, had) in points {
+            if let Err(at) = self.points.binary_search_by_key(id, |(id, _)| *id) {
+                self.points.insert(at, (*id, had.clone()));
+            }
+        }
+    }
+}
+
 fn set(layout: &mut Layout, id: &BlockdId, change: impl FnOnce(&mut LayoutMember)) {
     if let Some(member) = layout.members.iter_mut().find(|member| member.id == *id) {
         change(member);
@@ -149,6 +177,7 @@ fn set(layout: &mut Layout, id: &BlockdId, change: impl FnOnce(&mut LayoutMember
 
 #[cfg(test)]
 mod tests {
+    use super::super::ring::Ring;
     use super::super::tests::member;
     use super::*;
     use crate::ids::BlockHash;
@@ -227,6 +256,35 @@ mod tests {
         let emptied = draining.finished().emptied(&id(2)).unwrap();
         assert!(emptied.is_final() && emptied.emptied(&id(2)).is_none() && emptied.emptied(&id(1)).is_none());
         assert!(!emptied.drained(&id(2), false).unwrap().member(&id(2)).unwrap().drained);
+    }
+
+    /// Guards I11.
+    #[test]
+    fn owners_before_a_change_of_weight_are_found_by_the_points_that_they_had() {
+        let layout = ring_of(5);
+        let points = [Point(500), Point(2000), Point(4500)];
+        let heavier = layout.weighed(&id(2), 3, &points).unwrap();
+        assert_eq!((heavier.placement, heavier.member(&id(2)).unwrap().weight), (layout.epoch.next(), 3));
+        // A second change, and others beside it, do not hide the first owners.
+        let lighter = heavier.weighed(&id(2), 1, &points[2..]).unwrap();
+        let out = lighter.taken_out(&id(4));
+        let named = |members: Vec<&LayoutMember>| members.iter().map(|member| member.id).collect::<Vec<_>>();
+        for point in (0..600).map(|step| step * 10) {
+            let mut hash = BlockHash([0; 32]);
+            hash.0[..16].copy_from_slice(&u128::to_be_bytes(point));
+            for (now, before) in [(&heavier, &layout), (&lighter, &heavier), (&out, &layout), (&out, &heavier)] {
+                let found = [named(now.owners(&hash)), named(now.older_owners(&hash))].concat();
+                assert!(named(before.owners(&hash)).iter().all(|owner| found.contains(owner)), "{point}");
+            }
+        }
+        let spans = |layout: &Layout| Ring::new(layout).spans().len();
+        assert_eq!((spans(&heavier), spans(&heavier.finished())), (8, 8), "all points cut spans");
+        assert_eq!((spans(&lighter), spans(&lighter.finished())), (8, 6));
+        let same = layout.weighed(&id(2), 9, &layout.member(&id(2)).unwrap().points).unwrap();
+        assert!(same.is_final() && same.placement == layout.placement, "no block has other owners");
+        // What a daemon without blocks of its own held before is found, too.
+        let drained = layout.drained(&id(2), true).unwrap().weighed(&id(2), 3, &points[..1]).unwrap();
+        assert_eq!((drained.older.len(), drained.older[0].points.len()), (1, 1));
     }
 
     #[test]

@@ -41,26 +41,34 @@ impl Span {
 pub struct Ring<'a> {
     layout: &'a Layout,
     points: Vec<(Point, usize)>,
+    /// The points at the time of each older layout, if members had others then.
+    older: Vec<Option<Vec<(Point, usize)>>>,
 }
 
 impl<'a> Ring<'a> {
     /// Sorts the points of all members.
     #[must_use]
     pub fn new(layout: &'a Layout) -> Self {
-        let of = |(index, member): (usize, &LayoutMember)| {
-            member.points.iter().map(move |point| (*point, index)).collect::<Vec<_>>()
+        let at_the_time = |older: &'a OlderLayout| {
+            let had = |member: &'a LayoutMember| {
+                older.points.iter().find(|(id, _)| *id == member.id).map_or(&member.points[..], |(_, had)| &had[..])
+            };
+            (!older.points.is_empty()).then(|| sorted_points(layout, had))
         };
-        let mut points: Vec<_> = layout.members.iter().enumerate().flat_map(of).collect();
-        points.sort_unstable();
-        Self { layout, points }
+        let points = sorted_points(layout, |member| &member.points);
+        Self { layout, points, older: layout.older.iter().map(at_the_time).collect() }
     }
 
     /// All members in the order of their first points clockwise from `point`, which itself counts.
     #[must_use]
     pub fn clockwise(&self, point: Point) -> Vec<usize> {
-        let start = self.points.partition_point(|(at, _)| *at < point);
+        self.clockwise_of(&self.points, point)
+    }
+
+    fn clockwise_of(&self, points: &[(Point, usize)], point: Point) -> Vec<usize> {
+        let start = points.partition_point(|(at, _)| *at < point);
         let mut order = Vec::with_capacity(self.layout.members.len());
-        for (_, index) in self.points[start..].iter().chain(&self.points[..start]) {
+        for (_, index) in points[start..].iter().chain(&points[..start]) {
             if !order.contains(index) {
                 order.push(*index);
                 if order.len() == self.layout.members.len() {
@@ -81,10 +89,12 @@ impl<'a> Ring<'a> {
     /// The owners of a point in the layouts that are not final, oldest first, each of them once.
     #[must_use]
     pub fn older_owners(&self, point: Point) -> Vec<usize> {
-        let order = self.clockwise(point);
+        let now = self.clockwise(point);
         let mut all = Vec::new();
-        for OlderLayout { replicas, owners, .. } in &self.layout.older {
-            for index in self.choose(&order, *replicas, |member| owns_in(owners, &member.id)) {
+        for (OlderLayout { replicas, owners, .. }, points) in self.layout.older.iter().zip(&self.older) {
+            let then = points.as_ref().map(|points| self.clockwise_of(points, point));
+            let order = then.as_ref().unwrap_or(&now);
+            for index in self.choose(order, *replicas, |member| owns_in(owners, &member.id)) {
                 if !all.contains(&index) {
                     all.push(index);
                 }
@@ -93,10 +103,12 @@ impl<'a> Ring<'a> {
         all
     }
 
-    /// The arcs between neighbouring points, as spans: the one that passes zero is cut there.
+    /// The arcs between neighbouring points, also of older layouts, as spans: the one that passes zero is cut there.
     #[must_use]
     pub fn spans(&self) -> Vec<Span> {
-        let mut ends: Vec<Point> = self.points.iter().map(|(point, _)| *point).collect();
+        let all = std::iter::once(&self.points).chain(self.older.iter().flatten());
+        let mut ends: Vec<Point> = all.flatten().map(|(point, _)| *point).collect();
+        ends.sort_unstable();
         ends.dedup();
         if ends.is_empty() {
             return Vec::new();
@@ -129,6 +141,14 @@ impl<'a> Ring<'a> {
         }
         chosen
     }
+}
+
+/// Returns the points that the members have by `points_of`, in order, with the index of each one's member.
+fn sorted_points<'a>(layout: &'a Layout, points_of: impl Fn(&'a LayoutMember) -> &'a [Point]) -> Vec<(Point, usize)> {
+    let of = |(index, member)| points_of(member).iter().map(move |point| (*point, index));
+    let mut points: Vec<_> = layout.members.iter().enumerate().flat_map(of).collect();
+    points.sort_unstable();
+    points
 }
 
 impl Layout {

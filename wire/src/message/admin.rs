@@ -159,6 +159,14 @@ pub enum AdminRequest {
         /// Even if somebody has no certificate of one of them yet; but not if that is a metad.
         force: bool,
     },
+    /// Give a block daemon another share of the blocks. Answers `Done` once the layout says so; the blocks move
+    /// afterwards.
+    WeighBlockd {
+        /// Its name.
+        name: String,
+        /// 1 to [`BLOCKD_WEIGHT_MAX`](crate::limits::BLOCKD_WEIGHT_MAX), relative to the others.
+        weight: u32,
+    },
 }
 
 /// A piece of a backup, in answer to [`MetaRequest::Backup`](super::meta::MetaRequest::Backup).

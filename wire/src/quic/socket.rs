@@ -28,9 +28,9 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
-pub(super) const ALPN: &[&[u8]] = &[b"surf/14"];
+pub(super) const ALPN: &[&[u8]] = &[b"surf/15"];
 /// The protocol versions for people.
-pub(super) const VERSIONS: &str = "14";
+pub(super) const VERSIONS: &str = "15";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 /// Most memory of payloads that an endpoint pools for reuse.

@@ -95,7 +95,7 @@ mod tests {
     fn blocks_with_enough_copies_are_no_fault_while_they_move() {
         let mut layout = layout(2);
         let owners = vec![BlockdId([2; 16]), BlockdId([3; 16])];
-        layout.older = vec![OlderLayout { placement: LayoutEpoch(1), replicas: 2, owners }];
+        layout.older = vec![OlderLayout { placement: LayoutEpoch(1), replicas: 2, owners, points: Vec::new() }];
         assert_eq!(judged(&layout, &[2, 3], &[]), State::Moving);
         assert!(matches!(judged(&layout, &[3], &[]), State::Lacking { misplaced: true, .. }));
     }

@@ -132,7 +132,7 @@ pub(crate) fn check_all(surf: &Surf, files: &[(PathBuf, Vec<u8>)]) {
 }
 
 #[test]
-fn all_content_stays_whole_while_block_daemons_die_return_join_and_are_drained() {
+fn all_content_stays_whole_while_block_daemons_die_return_join_are_weighed_and_drained() {
     let seed = seed();
     eprintln!("FAULT_SEED={seed}");
     let surf = cluster(5, 1);
@@ -163,6 +163,20 @@ fn all_content_stays_whole_while_block_daemons_die_return_join_and_are_drained()
     // The first comes back late, with its blocks.
     surf.dev(&["start", "blockd-1"]);
     until_state(&surf, "blockd-1", "up");
+    until_whole(&surf);
+
+    // One is to hold twice as much.
+    let weight = || {
+        let status = surf.status();
+        let blockds = status["blockds"].as_array().expect("status lists block daemons");
+        let it = blockds.iter().find(|blockd| blockd["name"] == "blockd-4").expect("it is listed");
+        it["weight"].as_u64().expect("it is a number")
+    };
+    let twice = weight() * 2;
+    let (text, code) = surf.operate(&["blockd", "weight", "blockd-4", &twice.to_string()]);
+    assert_eq!((code, weight()), (0, twice), "{text}");
+    assert!(surf.operate(&["status"]).0.contains(&format!("(weight {twice})")));
+    assert_eq!(surf.operate(&["blockd", "weight", "blockd-9", "1"]).1, 1, "there is no such daemon");
     until_whole(&surf);
 
     // One is emptied, switched off, and forgotten.

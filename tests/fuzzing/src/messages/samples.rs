@@ -81,8 +81,12 @@ pub fn layout() -> Layout {
         successor: (id == 3).then(|| "blockd-4".to_owned()),
         ..LayoutMember::new(BlockdId([id; 16]), format!("blockd-{id}"), addr(u16::from(id)), format!("zone-{id}"))
     };
-    let older =
-        OlderLayout { placement: LayoutEpoch(2), replicas: 2, owners: vec![BlockdId([1; 16]), BlockdId([3; 16])] };
+    let older = OlderLayout {
+        placement: LayoutEpoch(2),
+        replicas: 2,
+        owners: vec![BlockdId([1; 16]), BlockdId([3; 16])],
+        points: vec![(BlockdId([1; 16]), vec![Point(7)])],
+    };
     Layout {
         epoch: EPOCH,
         placement: LayoutEpoch(3),
@@ -374,6 +378,7 @@ pub fn admin() -> Samples {
     let others = vec![
         coded("add-metad", AdminRequest::AddMetad { id: MetadId(2), addr: addr(7102) }),
         coded("replace", AdminRequest::ReplaceBlockd { name: name.clone(), successor }),
+        coded("weigh", AdminRequest::WeighBlockd { name: name.clone(), weight: 4 }),
         coded("pin", AdminRequest::PinBlocks { name, keep_ms: 86_400_000 }),
         coded("check", AdminRequest::Check(CheckRequest::Begin)),
         coded("status", AdminReply::Status(Box::new(status))),
