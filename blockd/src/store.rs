@@ -4,7 +4,8 @@
 //! - `read` reads and verifies, parts of a block by its sections.
 //! - `work` is what waits to be written, by turns of those whose work it is; `writer` is the one thread that writes: work
 //!   that has queued up goes out together and shares one sync. `open` is the segment that it writes.
-//! - `index` says what is here; `recover` rebuilds it; `compact` takes back the space of dropped blocks; `room` says how much there is.
+//! - `index` says what is here; `recover` rebuilds it; `compact` takes back the space of dropped blocks; `room` says how much
+//!   there is, and `sync_times` how long the disk takes.
 //! - `disk` has every file call behind one trait, so that tests can cut the power; `buffer` is aligned memory.
 //!
 //! A put is answered when its record is on stable storage (I9); a block is checked against its name whenever it is
@@ -27,6 +28,7 @@ mod recover;
 mod room;
 mod segment;
 mod segment_name;
+mod sync_times;
 mod work;
 mod writer;
 
@@ -47,6 +49,8 @@ use read::{Part, Record};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use sync_times::SyncTimes;
 use tokio::task::spawn_blocking;
 use wire::ids::BlockHash;
 use wire::layout::ring::Span;
@@ -86,6 +90,7 @@ struct Shared {
     pretends_full: AtomicBool,
     /// Bytes that new blocks may still take in the segment that is being written.
     open_room: AtomicU64,
+    sync_times: SyncTimes,
 }
 
 impl Shared {
@@ -176,6 +181,7 @@ impl Store {
             #[cfg(test)]
             pretends_full: AtomicBool::new(false),
             open_room: AtomicU64::new(0),
+            sync_times: SyncTimes::default(),
         });
         let writer = Writer::start(shared.clone(), next)?;
         Ok(Self { shared, writer })
@@ -382,6 +388,12 @@ impl Store {
     pub fn digests(&self, spans: &[Span]) -> Vec<Digest> {
         let index = self.shared.index.read();
         spans.iter().map(|span| index.digest(*span)).collect()
+    }
+
+    /// Time within which nearly all writes with their syncs ended lately; `None` when they were too few.
+    #[must_use]
+    pub fn sync_time(&self) -> Option<Duration> {
+        self.shared.sync_times.most_took(Instant::now())
     }
 
     /// Damaged copies that are not replaced yet.

@@ -116,6 +116,7 @@ impl Progress {
         store.digests(&duties.foreign).iter().for_each(|digest| foreign.join(digest));
         (report.misplaced_blocks, report.misplaced_bytes) = (foreign.count, foreign.bytes);
         report.damaged_blocks = store.bad_count();
+        report.sync_us = store.sync_time().map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
         report
     }
 }

@@ -258,6 +258,19 @@ fn compaction_gives_back_the_space_of_dropped_blocks_and_keeps_the_others() {
 }
 
 #[test]
+fn a_store_knows_how_long_its_disk_takes() {
+    let (disk, runtime) = (TestDisk::new(), runtime());
+    let store = open(&disk);
+    assert_eq!(store.sync_time(), None);
+    // One after the other, each is a group of its own.
+    for number in 0..20 {
+        let (hash, content) = block(number);
+        runtime.block_on(store.put(hash, content)).unwrap();
+    }
+    assert!(store.sync_time().is_some_and(|time| time < std::time::Duration::from_secs(60)));
+}
+
+#[test]
 fn a_real_directory_holds_blocks_over_a_restart() {
     let runtime = runtime();
     let dir = tempfile::tempdir().unwrap();

@@ -19,6 +19,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Instant;
 use tokio::sync::oneshot;
 use wire::ids::BlockHash;
 use wire::sections::Sections;
@@ -396,8 +397,11 @@ impl State {
             chunk.copy_from_slice(&PADDING[..chunk.len()]);
         }
         self.buffer[group..len].fill(0);
+        let begun = Instant::now();
         open.file.write_at(&self.buffer[..len], open.at)?;
         open.file.sync()?;
+        let ended = Instant::now();
+        self.shared.sync_times.took(ended, ended - begun);
         open.written = open.written.max(open.at + len as u64);
         open.at += group as u64;
         Ok(())

@@ -117,6 +117,29 @@ pub fn word(health: BlockdHealth) -> &'static str {
     }
 }
 
+/// A daemon whose disk takes this many times as long as those of the others is slow,
+const SLOW_FACTOR: u64 = 10;
+/// if it takes at least this long: 100 ms.
+const SLOW_US_MIN: u64 = 100_000;
+
+/// Reports whether a daemon takes blocks, and its disk takes far longer for that than those of the others do.
+#[must_use]
+pub fn is_slow(status: &ClusterStatus, (member, state): (&LayoutMember, &BlockdState)) -> bool {
+    let takes_blocks = |state: &BlockdState| state.health == BlockdHealth::Up;
+    let others = states(status).filter(|(other, state)| other.id != member.id && takes_blocks(state));
+    let mut times: Vec<u64> = others.filter_map(|(_, state)| state.repair.sync_us).collect();
+    times.sort_unstable();
+    let usual = times.get(times.len() / 2);
+    let (own, usual) = (state.repair.sync_us.unwrap_or(0), usual.copied().unwrap_or(u64::MAX));
+    takes_blocks(state) && own >= SLOW_US_MIN && own >= usual.saturating_mul(SLOW_FACTOR)
+}
+
+/// The word for a daemon's state, and for a slow disk where that is all that is wrong.
+#[must_use]
+pub fn condition(status: &ClusterStatus, of: (&LayoutMember, &BlockdState)) -> &'static str {
+    if is_slow(status, of) { "slow" } else { word(of.1.health) }
+}
+
 /// The daemons with their states.
 pub fn states(status: &ClusterStatus) -> impl Iterator<Item = (&LayoutMember, &BlockdState)> {
     status.layout.members.iter().zip(&status.blockds)
@@ -124,7 +147,7 @@ pub fn states(status: &ClusterStatus) -> impl Iterator<Item = (&LayoutMember, &B
 
 /// A daemon in output for programs.
 #[must_use]
-pub fn to_json((member, state): (&LayoutMember, &BlockdState)) -> serde_json::Value {
+pub fn to_json(status: &ClusterStatus, (member, state): (&LayoutMember, &BlockdState)) -> serde_json::Value {
     json!({
         "id": member.id.to_string(), "name": member.name, "address": member.addr, "zone": member.zone,
         "weight": member.weight, "successor": member.successor, "state": word(state.health), "heard_ms_ago": state.heard_ms,
@@ -132,6 +155,7 @@ pub fn to_json((member, state): (&LayoutMember, &BlockdState)) -> serde_json::Va
         "lacking_blocks": state.repair.lacking_blocks, "lacking_bytes": state.repair.lacking_bytes,
         "misplaced_blocks": state.repair.misplaced_blocks, "misplaced_bytes": state.repair.misplaced_bytes,
         "damaged_blocks": state.repair.damaged_blocks, "missing_blocks": state.repair.missing_blocks,
+        "sync_us": state.repair.sync_us, "slow": is_slow(status, (member, state)),
         "bytes_per_s": state.repair.bytes_per_s, "scrubbed": state.repair.scrubbed.map(output::time),
     })
 }
@@ -150,13 +174,13 @@ pub fn ago(heard_ms: Option<u64>) -> String {
 
 fn list(status: &ClusterStatus, as_json: bool) -> Result<()> {
     if as_json {
-        return output::json(&states(status).map(to_json).collect());
+        return output::json(&states(status).map(|one| to_json(status, one)).collect());
     }
     let rows: Vec<Vec<String>> = states(status)
         .map(|(member, state)| {
             vec![
                 member.name.clone(),
-                word(state.health).to_owned(),
+                condition(status, (member, state)).to_owned(),
                 member.weight.to_string(),
                 heard(state),
                 output::bytes(state.free_bytes),
@@ -164,12 +188,25 @@ fn list(status: &ClusterStatus, as_json: bool) -> Result<()> {
                 output::bytes(state.repair.lacking_bytes),
                 output::bytes(state.repair.misplaced_bytes),
                 format!("{}/s", output::bytes(state.repair.bytes_per_s)),
+                state.repair.sync_us.map_or_else(|| "-".to_owned(), |us| format!("{} ms", us.div_ceil(1000))),
                 state.repair.scrubbed.map_or_else(|| "never".to_owned(), output::time),
             ]
         })
         .collect();
     output::table(
-        &["BLOCKD", "STATE", "WEIGHT", "HEARD", "FREE", "CAPACITY", "TO COPY", "TO GIVE BACK", "RATE", "SCRUBBED"],
+        &[
+            "BLOCKD",
+            "STATE",
+            "WEIGHT",
+            "HEARD",
+            "FREE",
+            "CAPACITY",
+            "TO COPY",
+            "TO GIVE BACK",
+            "RATE",
+            "SYNC",
+            "SCRUBBED",
+        ],
         &rows,
     );
     Ok(())

@@ -3,7 +3,7 @@
 mod init;
 
 use super::access::Access;
-use super::blockd::{ago, heard, states, to_json as blockd_json, word};
+use super::blockd::{ago, condition, heard, states, to_json as blockd_json};
 use super::lengths;
 use super::session;
 use super::token::issuable;
@@ -160,7 +160,7 @@ fn show(status: &ClusterStatus, as_json: bool) -> Result<()> {
                 member.addr.to_string(),
                 member.zone.clone(),
                 member.weight.to_string(),
-                word(state.health).to_owned(),
+                condition(status, (member, state)).to_owned(),
                 heard(state),
                 output::bytes(state.free_bytes),
                 output::bytes(state.capacity_bytes),
@@ -184,7 +184,7 @@ fn to_json(status: &ClusterStatus) -> serde_json::Value {
             })
         })
         .collect();
-    let blockds: Vec<_> = states(status).map(blockd_json).collect();
+    let blockds: Vec<_> = states(status).map(|one| blockd_json(status, one)).collect();
     json!({
         "cluster": status.cluster, "leader": status.leader, "term": status.term, "applied": status.applied,
         "layout_epoch": status.layout.epoch, "replicas": status.layout.replicas, "min_sync": status.layout.min_sync,

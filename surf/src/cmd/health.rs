@@ -1,6 +1,6 @@
 //! Problems for an operator, in the order of urgency.
 
-use super::blockd::states;
+use super::blockd::{is_slow, states};
 use crate::output;
 use std::time::Duration;
 use wire::message::admin::{BlockdHealth, ClusterStatus};
@@ -86,6 +86,11 @@ impl Health {
             let (name, addr) = (&member.name, member.addr);
             let silent = state.heard_ms.map(|ms| output::duration(Duration::from_millis(ms)));
             match (state.health, silent) {
+                (BlockdHealth::Up, _) if is_slow(status, (member, state)) => {
+                    let took = output::duration(Duration::from_micros(state.repair.sync_us.unwrap_or(0)));
+                    let what = "far more than the others: look at its disk; `surf blockd drain` empties it";
+                    self.problems.push(format!("{name} ({addr}) is slow: it takes {took} to sync, {what}"));
+                }
                 (BlockdHealth::Up | BlockdHealth::Draining, _) => {}
                 (BlockdHealth::Suspect | BlockdHealth::Down, None) => {
                     self.problems.push(format!("{name} ({addr}) was not heard of"));
@@ -270,6 +275,32 @@ mod tests {
         assert!(Health::of(&moving).is_critical, "not all of it yet");
         assert!(says_why(&moving), "it has the last copies of what the first one held");
         assert!(Health::of(&status(&[Down, Down, Down])).is_critical);
+    }
+
+    #[test]
+    fn a_disk_that_is_far_slower_than_the_others_needs_attention_and_a_slow_cluster_does_not() {
+        use BlockdHealth::{Down, Up};
+        let with = |times: &[Option<u64>]| {
+            let mut status = status(&vec![Up; times.len()]);
+            status
+                .blockds
+                .iter_mut()
+                .zip(times)
+                .for_each(|(blockd, ms)| blockd.repair.sync_us = ms.map(|ms| ms * 1000));
+            status
+        };
+        let slow = |status: &ClusterStatus| states(status).map(|one| is_slow(status, one)).collect::<Vec<_>>();
+        let status = with(&[Some(5), Some(2000), Some(8)]);
+        assert_eq!(slow(&status), [false, true, false]);
+        let health = Health::of(&status);
+        assert!(!health.is_critical && health.problems.len() == 1, "{:?}", health.problems);
+        assert!(health.problems[0].starts_with("blockd-1 ") && health.problems[0].contains("slow"));
+        for alike in [[Some(900), Some(2000), Some(400)], [Some(1), Some(99), Some(1)], [None, Some(2000), None]] {
+            assert_eq!(slow(&with(&alike)), [false; 3], "{alike:?}");
+        }
+        let mut away = status.clone();
+        away.blockds[1].health = Down;
+        assert_eq!(slow(&away), [false; 3], "it is worse than slow");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `surf status`: state of a cluster in short.
 
 use super::access::Access;
-use super::blockd::{states, to_json, word};
+use super::blockd::{condition, states, to_json};
 use super::health::{Health, Work};
 use crate::output::{self, say};
 use anyhow::Result;
@@ -16,8 +16,8 @@ const ATTENTION: u8 = 2;
 /// Something cannot be read or written now.
 const CRITICAL: u8 = 3;
 
-/// State of a cluster in short. Exit code 0 when all is well, 2 when something needs attention (a daemon is away,
-/// copies are being made), 3 when something cannot be read or written, 1 when nobody could be asked.
+/// State of a cluster in short. Exit code 0 when all is well, 2 when something needs attention (a daemon is away or
+/// slow, copies are being made), 3 when something cannot be read or written, 1 when nobody could be asked.
 #[derive(Args)]
 pub struct Status {
     #[command(flatten)]
@@ -76,7 +76,7 @@ fn as_json(status: &ClusterStatus, health: &Health, work: &Work) -> serde_json::
         "missing_blocks": work.missing_blocks,
         "repair_bytes_per_s": work.bytes_per_s,
         "repair_left_s": work.left_s,
-        "blockds": states(status).map(to_json).collect::<Vec<_>>(),
+        "blockds": states(status).map(|one| to_json(status, one)).collect::<Vec<_>>(),
     })
 }
 
@@ -85,7 +85,7 @@ fn blockds(status: &ClusterStatus) -> Vec<String> {
     let are_equal = status.layout.members.windows(2).all(|pair| pair[0].weight == pair[1].weight);
     let weight = |weight: u32| if are_equal { String::new() } else { format!(" (weight {weight})") };
     let line = |(member, state): (&LayoutMember, &BlockdState)| {
-        format!("{} {}{}", member.name, word(state.health), weight(member.weight))
+        format!("{} {}{}", member.name, condition(status, (member, state)), weight(member.weight))
     };
     states(status).map(line).collect()
 }

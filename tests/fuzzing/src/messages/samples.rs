@@ -69,7 +69,7 @@ fn lock() -> Lock {
 }
 
 fn report() -> RepairReport {
-    RepairReport { done: EPOCH, lacking_blocks: 3, scrubbed: Some(AT), ..RepairReport::default() }
+    RepairReport { done: EPOCH, lacking_blocks: 3, scrubbed: Some(AT), sync_us: Some(900), ..RepairReport::default() }
 }
 
 /// Returns a layout of three daemons, one of them draining, that is not final.
