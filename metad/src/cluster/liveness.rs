@@ -18,7 +18,7 @@ use wire::tls::{PeerIdentity, Subject};
 
 /// A daemon that missed this many heartbeats may have died; single ones are lost now and then.
 const SUSPECT_HEARTBEATS: u32 = 2;
-/// A daemon that is silent for this long is down, whatever the interval of its heartbeats.
+/// A daemon that is silent for this long is down, unless its heartbeats are so rare that it could only just be suspect.
 const DOWN_AFTER: Duration = Duration::from_secs(10);
 
 /// A daemon that this node has not heard yet is waited for so long when a question is about all daemons: longer than
@@ -236,7 +236,7 @@ fn health(layout: &Layout, member: &LayoutMember, silent: Duration, heartbeat: &
         BlockdHealth::Drained
     } else if member.out {
         BlockdHealth::Out
-    } else if silent > DOWN_AFTER.max(every * SUSPECT_HEARTBEATS) {
+    } else if silent > DOWN_AFTER.max(every * (SUSPECT_HEARTBEATS + 1)) {
         BlockdHealth::Down
     } else if is_silent {
         BlockdHealth::Suspect
@@ -308,6 +308,22 @@ mod tests {
             repair: RepairReport::default(),
             failed: false,
             revoked: wire::revoked::ListMark::default(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_shows_as_silent_once_it_missed_two_heartbeats_and_before_it_missed_three() {
+        let layout = Layout { members: vec![member(1)], down_after_ms: 600_000, ..Layout::default() };
+        for every_ms in [50, 1_000, 60_000] {
+            let (liveness, every) = (Liveness::default(), Duration::from_millis(every_ms));
+            let health = || liveness.blockds(&layout)[0].health;
+            liveness.heard_blockd(BlockdHeartbeat { every_ms, ..heartbeat(1) });
+            tokio::time::advance(every * 2 + every / 4).await;
+            assert_eq!(health(), BlockdHealth::Up, "the second one may be on its way");
+            tokio::time::advance(every / 2).await;
+            assert_eq!(health(), BlockdHealth::Suspect, "every {every:?}");
+            tokio::time::advance(DOWN_AFTER.max(every)).await;
+            assert_eq!(health(), BlockdHealth::Down, "every {every:?}");
         }
     }
 
