@@ -11,6 +11,7 @@ mod hostile;
 mod model_machine;
 mod recovery;
 mod replace;
+mod roles;
 mod rotate;
 mod snapshots;
 mod tokens;
