@@ -194,11 +194,12 @@ fn judge(before: &Trust, next: &Trust, step: &SignedTrust, peer: &PeerIdentity) 
 }
 
 impl Shared {
-    /// Returns the trusted CAs in the applied state; or those of this node's identity, if that was put here by hand and is of
-    /// another CA.
+    /// Returns the trusted CAs in the applied state, with the version that the next step follows; or those of this node's
+    /// identity, if that was put here by hand and is of another CA.
     fn trusted(&self) -> Trust {
-        let own = self.endpoint.identity();
-        let known = trust::trust(&**self.consensus.state()).unwrap_or_else(|| Trust::original(own.cluster_id()));
+        let (own, state) = (self.endpoint.identity(), &**self.consensus.state());
+        let known = trust::trust(state).unwrap_or_else(|| Trust::original(own.cluster_id()));
+        let known = Trust { version: trust::version(state), ..known };
         if own.is_below_one_of(&known) { known } else { Trust { authorities: own.authorities(), ..known } }
     }
 
