@@ -1,6 +1,7 @@
 //! Tests of metad from outside: the state machine alone, and nodes over real QUIC. They are one binary, because each
 //! binary links everything.
 
+mod audit;
 mod certs;
 mod cluster;
 mod compare;

@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use wire::Error;
+use wire::attr::Timestamp;
 use wire::cert::AuthorityId;
 use wire::ids::{LayoutEpoch, MetadId};
 use wire::issuer::{IssuerKey, NewKey};
 use wire::message::admin::{AdminReply, AdminRequest};
-use wire::message::cert::{MetadIssuer, RenewRefusal, RotationStatus, UnmovedKind};
+use wire::message::cert::{AuditEvent, AuditRecord, MetadIssuer, RenewRefusal, RotationStatus, UnmovedKind};
 use wire::message::meta::{MetaReply, MetaRequest};
 use wire::quic::Endpoint;
 use wire::quic::enroll::{EnrollError, enroll};
@@ -177,6 +178,22 @@ impl Changing {
         match self.admin(of, AdminRequest::Rotation).await {
             AdminReply::Rotation(status) => *status,
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Checks that the audit says who has done this.
+    async fn assert_recorded(&self, of: usize, events: &[AuditEvent]) {
+        let AdminReply::Audit(audit) = self.admin(of, AdminRequest::Audit { since: Timestamp::default() }).await else {
+            panic!("no audit")
+        };
+        for event in events {
+            let is_it = |record: &AuditRecord| {
+                record.event == *event
+                    && record.who.starts_with("CA ")
+                    && record.detail == "by a"
+                    && record.addr.is_some()
+            };
+            assert!(audit.records.iter().any(is_it), "{event}: {:?}", audit.records);
         }
     }
 
@@ -393,6 +410,7 @@ async fn a_new_ca_takes_the_place_of_the_old_one_while_a_client_works_and_leader
     }
     let status = changing.status(1).await;
     assert_eq!((status.trust.version, status.trust.authorities.len()), (2, 1));
+    changing.assert_recorded(1, &[AuditEvent::CaAdded, AuditEvent::CaReplaced]).await;
     worker.end(tasks).await;
 }
 
@@ -435,6 +453,7 @@ async fn a_change_of_the_ca_that_is_aborted_leaves_everybody_with_the_old_one() 
     let first = changing.trust(1, &[&changing.cluster.ca]).newest().unwrap();
     until_is(&worker, "the client has not heard of it", |own| own.trust().version == 2).await;
     assert_eq!(worker.endpoint.identity().certificate().authority, first);
+    changing.assert_recorded(0, &[AuditEvent::CaAdded, AuditEvent::CaAborted]).await;
     for (id, issuer) in (1..).zip(old) {
         changing.issuers.insert(id, issuer);
         changing.restart(id).await;
