@@ -30,7 +30,7 @@ async fn done(cluster: &Cluster, request: AdminRequest) {
     assert!(matches!(reply, AdminReply::Done | AdminReply::Report(_)), "{reply:?}");
 }
 
-fn heartbeat() -> MetaRequest {
+pub(super) fn heartbeat() -> MetaRequest {
     MetaRequest::BlockdHeartbeat(BlockdHeartbeat {
         id: BlockdId([1; 16]),
         name: "b1".to_owned(),
