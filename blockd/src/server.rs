@@ -5,7 +5,7 @@
 //! its own: it is all in the parts that [`Server`] holds.
 
 use crate::chord::driver::Ring;
-use crate::confined::{self, Checked};
+use crate::confined::{self, NEEDS_TICKET};
 use crate::error::NOT_A_MEMBER;
 use crate::heartbeat::drop_blocks;
 use crate::layouts::{Layouts, Refusal};
@@ -134,7 +134,7 @@ impl Service for Server {
     }
 
     async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, mut incoming: Incoming) {
-        // The role is checked on the first bytes: for a sender that may not ask, nothing else is decoded.
+        // The certificate is compared with the first bytes: for a sender that may not ask, nothing else is decoded.
         let kind = match incoming.kind::<BlockRequestKind>() {
             Ok(kind) => kind,
             Err(error) => return incoming.refuse(&error.to_string()).await,
@@ -142,6 +142,10 @@ impl Service for Server {
         if !may_ask(&peer.subject, kind) {
             self.metrics.unauthorized.add(1);
             return incoming.refuse(&format!("a {} may not ask this of a blockd", peer.subject.role)).await;
+        }
+        if peer.subject.is_confined() && !confined::is_for_confined(kind) {
+            self.metrics.unauthorized.add(1);
+            return incoming.refuse(NEEDS_TICKET).await;
         }
         let request = match incoming.decode::<BlockRequest>() {
             Ok(request) => request,
@@ -151,15 +155,8 @@ impl Service for Server {
         if !is_bounded(&request, incoming.payload_len()) {
             return incoming.refuse("the request exceeds a limit").await;
         }
-        let request = match confined::check(&self.tickets, &peer, request).await {
-            Checked::As(request) => request,
-            Checked::NoTicket => {
-                return incoming.respond(&BlockReply::TicketRefused, &[]).await;
-            }
-            Checked::Refused(reason) => {
-                self.metrics.unauthorized.add(1);
-                return incoming.refuse(reason).await;
-            }
+        let Some(request) = confined::cut_to_ticket(&self.tickets, &peer, request).await else {
+            return incoming.respond(&BlockReply::TicketRefused, &[]).await;
         };
         if peer.subject.role == Role::Client {
             self.activity.note();

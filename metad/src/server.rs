@@ -62,7 +62,7 @@ pub struct Server {
 impl Service for Server {
     fn authorize(&self, peer: &PeerIdentity) -> Result<(), wire::Error> {
         // Every role has something to ask of metad; what it may ask is decided per request.
-        peer.subject.check_enforced()
+        peer.subject.check_enforced().inspect_err(|error| self.refused(peer.addr, &peer.subject, &error.to_string()))
     }
 
     fn serves_ended(&self, request: &Incoming) -> bool {
@@ -86,6 +86,7 @@ impl Service for Server {
         };
         if let Some(needed) = needed_role(kind).filter(|role| *role != peer.subject.role) {
             let reason = format!("this is for the role {needed}, and the certificate says {}", peer.subject.role);
+            self.refused(peer.addr, &peer.subject, &reason);
             return incoming.refuse(&reason).await;
         }
         let request = match incoming.decode::<MetaRequest>() {

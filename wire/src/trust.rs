@@ -9,6 +9,7 @@ use crate::chain::ClientVerifier;
 use crate::codec::{self, bounded};
 use crate::ids::ClusterId;
 use crate::limits::{AUTHORITIES_MAX, AUTHORITY_BYTES_MAX, TRUST_BYTES_MAX};
+use crate::revoked::Refusals;
 use crate::subject::{Role, Subject, extension_of, subject_of};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
@@ -189,8 +190,17 @@ impl SignedTrust {
     /// # Errors
     /// [`Error::Malformed`] when there is none, or as [`SignedTrust::trust`].
     pub fn verified(&self, authorities: &[Vec<u8>]) -> Result<Trust, Error> {
+        self.verified_unless(authorities, &Refusals::default())
+    }
+
+    /// As [`SignedTrust::verified`], for a node with a list of what is revoked: an operator who is on it has no say.
+    ///
+    /// # Errors
+    /// As [`SignedTrust::verified`].
+    pub fn verified_unless(&self, authorities: &[Vec<u8>], refusals: &Refusals) -> Result<Trust, Error> {
         let trust = self.trust()?;
-        if self.signers(authorities).is_empty() {
+        let signers = self.signers(authorities);
+        if signers.iter().all(|(subject, certificate)| refusals.refuse(subject, certificate)) {
             return Err(Error::Malformed("no operator of a CA that is trusted has signed the CAs to trust".to_owned()));
         }
         Ok(trust)

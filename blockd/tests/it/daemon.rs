@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use wire::Error;
 use wire::ids::{BlockHash, LayoutEpoch};
 use wire::layout::Layout;
-use wire::message::block::{BlockReply, BlockRequest, ChordRequest};
+use wire::message::block::{BlockReply, BlockRequest};
 use wire::tls::{ClusterCa, Role, Subject};
 
 /// A layout at least as new as any other.
@@ -106,35 +106,6 @@ async fn a_flipped_byte_is_never_served_and_is_repaired_from_another_daemon() {
     .await;
     until("the copy is repaired", async || serves(0).await).await;
     assert_eq!((metrics.corrupt.get(), metrics.repaired.get()), (1, 1));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_request_of_the_wrong_role_is_refused() {
-    let cluster = Cluster::start(1).await;
-    let drop = BlockRequest::Drop { hashes: Vec::new(), epoch: NEWEST, grace_ms: 0 };
-    let chord = BlockRequest::Chord(ChordRequest::GetState);
-    let probe = BlockRequest::Probe { epoch: LayoutEpoch(0), hashes: Vec::new() };
-    for (role, request) in
-        [(Role::Client, &drop), (Role::Client, &chord), (Role::Client, &probe), (Role::Metad, &chord)]
-    {
-        let asked = cluster.ask_as(&caller(&cluster.ca, role), 0, request).await;
-        assert!(matches!(asked, Err(Error::Refused { .. })), "{role}: {asked:?}");
-    }
-    let mut subject = Subject::new(Role::Client, "reader");
-    subject.grant.read_only = true;
-    let identity = cluster.ca.issue(&subject).unwrap();
-    let reader = wire::quic::Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap();
-    let block = random_block(10);
-    let put = BlockRequest::Put {
-        hash: BlockHash::of(&block),
-        epoch: LayoutEpoch(1),
-        chain: Vec::new(),
-        needed: 1,
-        origin: None,
-    };
-    let peer = reader.peer(cluster.node(0).local_addr(), Role::Blockd);
-    let asked = peer.request::<_, BlockReply>(&put, &[block], LIMIT).await;
-    assert!(matches!(asked, Err(Error::Refused { .. })), "{asked:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,3 +10,4 @@ mod healing;
 mod hostile;
 mod revoked;
 mod ring;
+mod roles;

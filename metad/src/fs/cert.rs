@@ -504,7 +504,8 @@ mod tests {
     use super::super::view::MemoryKv;
     use super::super::{Command, CommandReply, Stamped, apply, check};
     use super::*;
-    use wire::ids::TokenId;
+    use wire::ids::{BlockHash, TokenId};
+    use wire::ticket::TicketKey;
     use wire::tls::ClientGrant;
     use wire::token::{NewToken, Secret, TokenState};
 
@@ -782,6 +783,39 @@ mod tests {
             let revoking = Revoking { asker: asker("a"), list: list.clone(), reason: String::new() };
             assert_eq!(state.apply(2, Command::Revoke(revoking)), CommandReply::Revoked(Outcome::Done));
             assert_eq!(state.is_valid(1, 3), !is_operator, "{list:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_signed_with_a_key_of_tickets_is_good_for_nothing_once_somebody_who_may_know_it_is_revoked() {
+        let of_role = |role| Revoked::Name { role, name: "x".to_owned(), until: at(1) };
+        let (holder, hash) = (KeyId([1; 32]), BlockHash([2; 32]));
+        for (revoked, is_good) in [
+            (of_role(Role::Metad), false),
+            (of_role(Role::Blockd), false),
+            (of_key(1), false),
+            (Revoked::Issuer(ISSUER), false),
+            (of_role(Role::Client), true),
+            (of_role(Role::Admin), true),
+        ] {
+            let mut state = State::founded();
+            let make = |state: &mut State| {
+                let number = tickets::keys(&state.0).next_number(at(1_000));
+                let made = state.apply(1_000, Command::AddTicketKey(TicketKey::make(number, at(1_000))));
+                assert_eq!(made, CommandReply::Done);
+            };
+            make(&mut state);
+            let first = tickets::keys(&state.0).newest().unwrap().clone();
+            let (ticket, receipt) = (first.ticket(&holder, &hash, (0, 1), at(1_000)), first.receipt(&holder, &hash));
+            assert_eq!(state.revoke(1_000, "a", revoked.clone()), Outcome::Done);
+            let left = tickets::keys(&state.0);
+            assert_eq!(left.is_due(at(1_000)), !is_good, "{revoked}: the leader makes another one at once");
+            // It may have the same number.
+            make(&mut state);
+            for keys in [left, tickets::keys(&state.0)] {
+                assert_eq!(keys.admits(&ticket, &holder, &hash, at(1_000)), is_good, "{revoked}");
+                assert_eq!(keys.confirms(&receipt, &holder), is_good, "{revoked}");
+            }
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Others have seen what came after that state: mounts have pages and versions of it, block daemons know its layouts.
 //! So none of its numbers may be given out a second time. All numbers jump ([`Jump`]) beyond any that can have been
-//! given out: inodes (I4), sessions, versions (I6), epochs of the layout (I11). Sessions end, removed files that were
+//! given out: inodes (I4), sessions, versions (I6), epochs of the layout (I11), versions of what is revoked and of the CAs that
+//! are trusted. Sessions end, removed files that were
 //! still open go, and no block is deleted until an operator allows it (I10): blocks are all that is left of the lost
 //! time. Join tokens are revoked: some of their uses may be lost.
 //!
@@ -18,7 +19,7 @@ use super::settings::{self, NEXT_INO};
 use super::tickets;
 use super::token;
 use super::view::{KvExt, View};
-use super::{Context, cert, extent, lifetime, orphan};
+use super::{Context, cert, extent, lifetime, orphan, trust};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use wire::attr::Timestamp;
@@ -59,6 +60,13 @@ impl Jump {
     #[must_use]
     pub fn over_term(self, last: u64) -> u64 {
         last.saturating_add(1).max(self.seconds)
+    }
+
+    /// Returns the version of the trusted CAs after which to go on, whose last one in the state is `last`. They change less than
+    /// once a second. Operators sign no version far beyond it.
+    #[must_use]
+    pub fn over_trust(self, last: u64) -> u64 {
+        last.max(self.seconds)
     }
 
     /// Returns by how much versions grow. It is the same for all, so that their order stays.
@@ -179,6 +187,9 @@ pub fn begin_anew(view: &mut View, jump: Jump, stop: &DeletionStop) -> Result<()
         let last = view.load(&key).unwrap_or(first);
         view.store(key, &jump.over(last));
     }
+    // Nodes follow a later version of what is trusted alone.
+    let taken = jump.over_trust(trust::version(view));
+    trust::go_on_after(view, taken);
     let mut layout = settings::layout(view);
     layout.epoch = LayoutEpoch(jump.over(layout.epoch.0));
     // What was uploaded for an older epoch is uploaded again, to the owners under this one.

@@ -9,6 +9,8 @@ use wire::trust::{SignedTrust, Trust};
 
 /// Setting: the steps since the last time at which one CA alone was trusted.
 const STEPS: &str = "trusted CAs";
+/// Setting: versions up to this one may have been given out, though no step here has them.
+const TAKEN: &str = "taken versions of trust";
 
 /// Returns the steps.
 pub fn steps(kv: &dyn Kv) -> Vec<SignedTrust> {
@@ -20,6 +22,17 @@ pub fn trust(kv: &dyn Kv) -> Option<Trust> {
     steps(kv).last()?.trust().ok()
 }
 
+/// Returns the version that the next step follows.
+pub fn version(kv: &dyn Kv) -> u64 {
+    let taken = kv.load(&keys::setting(TAKEN)).unwrap_or(0);
+    trust(kv).map_or(taken, |last| last.version.max(taken))
+}
+
+/// Gives out no version up to this one any more: nodes that have heard of steps in a time that is lost follow later ones alone.
+pub(super) fn go_on_after(view: &mut View, taken: u64) {
+    view.store(keys::setting(TAKEN), &taken);
+}
+
 /// Writes a step down, if it follows the last one. Returns whether it holds now.
 pub(super) fn add(view: &mut View, step: &SignedTrust) -> bool {
     let Ok(next) = step.trust() else { return false };
@@ -29,7 +42,7 @@ pub(super) fn add(view: &mut View, step: &SignedTrust) -> bool {
         // It may have been asked for before, of a leader that was lost before it could answer.
         return true;
     }
-    if next.version != last.as_ref().map_or(0, |last| last.version) + 1 {
+    if Some(next.version) != version(view).checked_add(1) {
         return false;
     }
     // Whoever had the old CA may have made some.
@@ -141,6 +154,25 @@ mod tests {
         assert_eq!((steps(&state.kv).len(), trust(&state.kv).unwrap().version), (2, 2));
         assert_eq!(state.set(state.step(3, &[1, 0], false)), CommandReply::Done);
         assert_eq!((steps(&state.kv).len(), trust(&state.kv).unwrap().version), (1, 3));
+    }
+
+    #[test]
+    fn after_a_recovery_no_version_is_given_out_that_nodes_may_have_heard_of() {
+        let mut state = State::founded();
+        assert_eq!(state.set(state.step(1, &[0, 1], false)), CommandReply::Done);
+        let base = state.kv.clone();
+        let mut view = View::new(&base);
+        go_on_after(&mut view, 9);
+        state.kv.absorb(view.into_changes());
+        assert_eq!((trust(&state.kv).unwrap().version, version(&state.kv)), (1, 9), "what is trusted stays");
+        for taken in [2, 9, 11] {
+            assert_eq!(state.set(state.step(taken, &[1], false)), CommandReply::Stale, "{taken}");
+        }
+        let finished = state.step(10, &[1], false);
+        assert_eq!(state.set(finished.clone()), CommandReply::Done);
+        assert_eq!(state.set(finished), CommandReply::Done, "it is repeated");
+        assert_eq!((trust(&state.kv).unwrap().version, version(&state.kv)), (10, 10));
+        assert_eq!(state.set(state.step(11, &[1, 0], false)), CommandReply::Done);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Certificates that are revoked, renewed, and remembered.
 
+use super::audit::heartbeat;
 use super::cluster::{Cluster, LIMIT, config, endpoint, free_addr};
 use super::tokens::{all, made, new};
 use metad::Node;
@@ -9,8 +10,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use wire::Error;
 use wire::attr::Timestamp;
-use wire::cert::Term;
-use wire::ids::{LayoutEpoch, MetadId, SessionId};
+use wire::cert::{KeyId, Term};
+use wire::ids::{BlockHash, LayoutEpoch, MetadId, SessionId};
 use wire::issuer::{IssuerKey, NewKey, SigningRequest};
 use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
 use wire::message::cert::{AuditEvent, AuditRecord, CertList, CertTarget, RenewRefusal, RenewReply, RevokedInfo};
@@ -187,6 +188,32 @@ async fn a_revoked_client_is_refused_by_every_metad_at_once_and_its_session_ends
         assert!(audit.records.iter().any(is_it), "{:?}", audit.records);
     }
     assert_eq!(cluster.findings().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn block_daemons_get_other_keys_of_tickets_when_one_of_them_is_revoked() {
+    let cluster = Cluster::start(1).await;
+    cluster.session().await;
+    let blockd = bind(&cluster.ca.issue(&Subject::new(Role::Blockd, "b1")).unwrap());
+    let keys = async || {
+        let started = Instant::now();
+        loop {
+            match cluster.ask_as(&blockd, &heartbeat()).await {
+                MetaReply::BlockdAlive { tickets, .. } if tickets.newest().is_some() => return tickets,
+                MetaReply::BlockdAlive { .. } => assert!(started.elapsed() < LIMIT, "no key is made"),
+                other => panic!("{other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (holder, hash) = (KeyId([1; 32]), BlockHash([2; 32]));
+    let known = keys().await;
+    let receipt = known.newest().unwrap().receipt(&holder, &hash);
+    assert!(keys().await.confirms(&receipt, &holder));
+    reported(&cluster, revoke(CertTarget { role: Some(Role::Client), ..target("c1") })).await;
+    assert!(keys().await.confirms(&receipt, &holder), "a client knows none");
+    reported(&cluster, revoke(CertTarget { role: Some(Role::Blockd), ..target("b2") })).await;
+    assert!(!keys().await.confirms(&receipt, &holder), "b2 may know that key");
 }
 
 #[tokio::test(flavor = "multi_thread")]

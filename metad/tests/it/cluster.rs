@@ -431,15 +431,6 @@ async fn a_session_whose_purpose_is_too_long_is_not_opened() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_of_the_wrong_role_is_refused() {
-    let cluster = Cluster::start(1).await;
-    let peer = cluster.client.peer(cluster.nodes[&1].local_addr(), Role::Metad);
-    let request = MetaRequest::Admin(AdminRequest::Status);
-    let asked = peer.request::<_, MetaReply>(&request, &[], LIMIT).await;
-    assert!(matches!(asked, Err(wire::Error::Refused { .. })), "{:?}", asked.err());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 #[ignore = "measures: cargo test --release -p metad --test it -- --ignored cluster --nocapture"]
 async fn latency_of_one_client() {
     let cluster = Cluster::start(3).await;

@@ -108,7 +108,7 @@ struct Tree {
     outside: Ino,
 }
 
-async fn made(session: &mut Session<'_>, parent: Ino, name: &str, node: NewInode) -> Ino {
+pub(super) async fn made(session: &mut Session<'_>, parent: Ino, name: &str, node: NewInode) -> Ino {
     let replies = session.run(vec![Op::LeaseInos { count: 1 }]).await.unwrap();
     let OpReply::Inos { start: ino, .. } = replies[0] else { panic!("{replies:?}") };
     let name = name.into();

@@ -1,6 +1,7 @@
 //! Tests of metad from outside: the state machine alone, and nodes over real QUIC. They are one binary, because each
 //! binary links everything.
 
+mod audit;
 mod certs;
 mod cluster;
 mod compare;
@@ -11,6 +12,7 @@ mod hostile;
 mod model_machine;
 mod recovery;
 mod replace;
+mod roles;
 mod rotate;
 mod snapshots;
 mod tokens;

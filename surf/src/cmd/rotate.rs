@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+use wire::attr::Timestamp;
 use wire::bundle::Bundle;
 use wire::cert::AuthorityId;
 use wire::ids::MetadId;
@@ -211,7 +212,9 @@ fn check_named(own: &Identity, trust: &Trust) -> Result<()> {
 /// Checks that a metad does not make up so many changes that there can be no further ones.
 fn check_version(own: &Identity, trust: &Trust) -> Result<()> {
     let (said, known) = (trust.version, own.trust().version);
-    if said > known.saturating_add(VERSIONS_AHEAD_MAX) {
+    // After a recovery, they are counted from its time, in seconds.
+    let recovered = u64::try_from(Timestamp::now().secs).unwrap_or(0);
+    if said > known.max(recovered).saturating_add(VERSIONS_AHEAD_MAX) {
         bail!(
             "the metad says that the CA was changed {said} times, and your bundle knows of {known}: ask another metad, or use a \
              newer bundle"
@@ -350,14 +353,19 @@ mod tests {
         };
         let bundle = Bundle { cluster: "a".to_owned(), metads: Vec::new(), identity: own.clone() };
         let dir = tempfile::tempdir().unwrap();
-        for (number, trust) in [said(0, &other), said(VERSIONS_AHEAD_MAX + 1, &ca)].into_iter().enumerate() {
+        let recovered = u64::try_from(Timestamp::now().secs).unwrap();
+        let beyond = recovered + 2 * VERSIONS_AHEAD_MAX;
+        for (number, trust) in [said(0, &other), said(beyond, &ca)].into_iter().enumerate() {
             let new = dir.path().join(number.to_string());
             assert!(begin(&bundle, &new, &trust, false).is_err());
         }
-        assert!(begin(&bundle, &dir.path().join("new"), &said(0, &ca), false).unwrap().is_some());
+        for version in [0, recovered] {
+            let new = dir.path().join(format!("new-{version}"));
+            assert!(begin(&bundle, &new, &said(version, &ca), false).unwrap().is_some());
+        }
         let both =
             |version| Trust { authorities: vec![other.cert().unwrap(), ca.cert().unwrap()], ..said(version, &ca) };
-        assert!(end(&own, &both(VERSIONS_AHEAD_MAX + 1), true).is_err());
+        assert!(end(&own, &both(beyond), true).is_err());
         assert!(end(&own, &both(1), true).unwrap().is_some());
     }
 }

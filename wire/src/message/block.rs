@@ -82,12 +82,13 @@ pub enum BlockRequest {
     },
     /// A Chord question. Role blockd. Answers `Chord`.
     Chord(ChordRequest),
-    /// Find the member responsible for a point, by iterative lookup from here. Any role. Answers `Found`.
+    /// Find the member responsible for a point, by iterative lookup from here. Any role, but no client that is confined. Answers
+    /// `Found`.
     Lookup {
         /// The point.
         point: Point,
     },
-    /// State of the daemon. Any role. Answers `Status`.
+    /// State of the daemon. Any role, but no client that is confined. Answers `Status`.
     Status,
     /// Read these blocks, and compare each with its name. Bad copies are quarantined and replaced, as with any read.
     /// Role admin. Answers `Verified`.

@@ -1,6 +1,6 @@
 //! Certificates that are renewed, that end, or are revoked while their holders are connected.
 
-use super::renew::{RenewError, Renewing, adopt, keep_renewed, renew};
+use super::renew::{RenewError, Renewing, adopt, is_due, keep_renewed, renew};
 use super::{Endpoint, Incoming, ServerHandle, Service};
 use crate::Error;
 use crate::attr::Timestamp;
@@ -12,6 +12,7 @@ use crate::message::meta::{MetaReply, MetaRequest, MetaRequestKind, Redirect};
 use crate::revoked::{Revocations, Revoked};
 use crate::tls::{ClusterCa, Identity, PeerIdentity, Role, Subject};
 use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -293,6 +294,29 @@ impl Metads {
             full: AtomicUsize::default(),
         })
     }
+}
+
+#[test]
+fn certificates_are_due_when_half_of_their_life_is_left_or_a_little_earlier_and_not_all_at_once() {
+    let metads = Metads::new();
+    let ca = metads.ca.cert().unwrap();
+    let issued = Timestamp { secs: Timestamp::now().secs, nanos: 0 };
+    let term = Term { issued, ends: Some(Timestamp { secs: issued.secs + 1_000, nanos: 0 }) };
+    let mut first_due = BTreeSet::new();
+    for _ in 0..16 {
+        let key = NewKey::generate().unwrap();
+        let request = SigningRequest::decode(&key.request().unwrap()).unwrap();
+        let cert = metads.good.sign(&request, &Subject::new(Role::Client, "c"), &term).unwrap();
+        let identity = key.identity(&ca, &cert, metads.good.cert()).unwrap();
+        let (issued, ends) = (identity.certificate().issued, identity.certificate().ends);
+        // In thousandths of its life.
+        let is_due_at = |part: i128| is_due(&identity, issued.shifted(ends.nanos_since(issued) * part / 1_000));
+        let first = (0..1_000).find(|part| is_due_at(*part)).unwrap();
+        assert!((400..=501).contains(&first), "{first}");
+        assert!((first..1_100).step_by(50).all(is_due_at), "it stays due");
+        first_due.insert(first);
+    }
+    assert!(first_due.len() > 1, "all come at the same time");
 }
 
 async fn renewed(renewer: &Arc<Renewer>) -> Result<(), RenewError> {

@@ -95,14 +95,15 @@ impl Endpoint {
         Ok(changed)
     }
 
-    /// As [`Endpoint::trust`], after these steps, those of them that operators of CAs that are trusted have signed.
+    /// As [`Endpoint::trust`], after these steps, those of them that operators of CAs that are trusted have signed. What is
+    /// signed by none but operators who are revoked, as far as this node knows, is not followed.
     ///
     /// # Errors
     /// As [`Endpoint::trust`].
     pub fn trust_signed(&self, steps: &[SignedTrust]) -> Result<Option<Identity>, Error> {
         let mut changed = None;
         for step in steps {
-            match step.verified(&self.identity().authorities()) {
+            match step.verified_unless(&self.identity().authorities(), self.refusals()) {
                 Ok(trust) => changed = self.trust(&trust)?.or(changed),
                 Err(error) => tracing::debug!(%error, "a change of the CAs is not followed"),
             }

@@ -8,6 +8,7 @@ use crate::cert::{AuthorityId, Term};
 use crate::issuer::IssuerKey;
 use crate::message::cert::RenewReply;
 use crate::message::meta::{MetaReply, MetaRequest, Redirect};
+use crate::revoked::{Revocations, Revoked};
 use crate::tls::{ClusterCa, Identity, PeerIdentity, Role, Subject};
 use crate::trust::{SignedTrust, Trust};
 use parking_lot::Mutex;
@@ -156,6 +157,26 @@ fn a_new_ca_is_believed_if_an_operator_of_a_trusted_one_has_signed_it_and_nobody
     // A CA of another cluster, and twice the same.
     for wrong in [cas.trust(1, &[&cas.old, &foreign]), cas.trust(1, &[&cas.old, &cas.old]), cas.trust(1, &[])] {
         assert!(wrong.check().is_err());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_a_list_of_what_is_revoked_follows_no_step_of_a_revoked_operator() {
+    let cas = Cas::new();
+    let blockd = cas.old.issue(&Subject::new(Role::Blockd, "b")).unwrap();
+    let by_key = Revoked::Key(cas.operators[0].certificate().key);
+    let by_name =
+        Revoked::Name { role: Role::Admin, name: "a".to_owned(), until: Timestamp { secs: i64::MAX, nanos: 0 } };
+    for revoked in [by_key, by_name] {
+        let endpoint = Endpoint::bind(any(), &blockd).unwrap();
+        assert!(endpoint.revoke(&Revocations { version: 1, list: vec![revoked] }));
+        assert!(endpoint.trust_signed(&[cas.begun()]).unwrap().is_none());
+        assert_eq!(endpoint.identity().trust().version, 0);
+        // Another operator has signed it as well.
+        let (other, both) = (Subject::new(Role::Admin, "other"), cas.trust(1, &[&cas.old, &cas.new]));
+        let step = cas.operators[0].sign_trust(&both, Some(&cas.old.issue(&other).unwrap())).unwrap();
+        assert!(endpoint.trust_signed(&[step]).unwrap().is_some());
+        assert_eq!(endpoint.identity().trust().version, 1);
     }
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::fs::recovery::{self, Jump};
 use crate::fs::session;
 use crate::fs::view::KvExt;
-use crate::fs::{journal_keys, tickets};
+use crate::fs::{journal_keys, tickets, trust};
 use wire::ids::BlockHash;
 use wire::message::admin::DeletionStop;
 use wire::op::{Lock, LockFamily};
@@ -81,6 +81,7 @@ fn a_recovered_state_is_whole_and_gives_out_nothing_a_second_time() {
         assert_eq!((position.acknowledged, position.files[0].base), (5, jumped), "the rest is based on what is there");
         let layout = settings::layout(&world.kv);
         assert!(layout.epoch.0 > 1 << 40 && layout.placement == layout.epoch);
+        assert_eq!(trust::version(&world.kv), NOW.secs as u64, "nodes may have followed steps of the lost time");
 
         let new = world.session();
         assert_ne!(new, id);
