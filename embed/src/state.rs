@@ -150,11 +150,15 @@ impl State {
         self.file.addresses.insert(name.to_owned(), addr);
     }
 
-    /// Writes the shape and the addresses, complete or not at all.
+    /// Writes the shape and the addresses, complete or not at all. If they are there already, nothing is written: a cluster
+    /// on a full disk starts, too.
     pub(crate) fn save(&self) -> Result<(), Error> {
         let path = self.dir.join("cluster.toml");
         let text = toml::to_string(&self.file)
             .map_err(|error| Error::Damaged { path: path.clone(), reason: error.to_string() })?;
+        if fs::read(&path).is_ok_and(|found| found == text.as_bytes()) {
+            return Ok(());
+        }
         durable::replace(&path, text.as_bytes()).map_err(disk(&path))
     }
 }

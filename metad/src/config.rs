@@ -52,12 +52,17 @@ pub struct ConfigFile {
     pub cache_mib: Option<u64>,
     /// MiB of each file of the log (default 16). Nine of them are written when the log is made.
     pub log_file_mib: Option<u64>,
+    /// MiB of the disk that are kept for going on when it is full, 0 for none (default 64). While less than this is free
+    /// beside them, what takes space is refused.
+    pub reserve_mib: Option<u64>,
 }
 
 /// Largest `cache_mib`: a pebibyte, more than any machine has.
 const CACHE_MIB_MAX: u64 = 1 << 30;
 /// Largest `log_file_mib`.
 const LOG_FILE_MIB_MAX: u64 = 1024;
+/// Largest `reserve_mib`: a tebibyte, far more than any metad needs to go on.
+const RESERVE_MIB_MAX: u64 = 1 << 20;
 
 fn one() -> u8 {
     1
@@ -176,6 +181,12 @@ impl ConfigFile {
             }
             tuning.log_file_bytes = mib << 20;
         }
+        if let Some(mib) = self.reserve_mib {
+            if mib > RESERVE_MIB_MAX {
+                return Err(Error::Config(format!("`reserve_mib` is {mib}; it is at most {RESERVE_MIB_MAX}")));
+            }
+            tuning.reserve_bytes = mib << 20;
+        }
         Ok(Config {
             id,
             cluster: self.cluster,
@@ -223,8 +234,13 @@ mod tests {
         };
         assert_eq!(check("cache_mib", 64).unwrap().cache_bytes, 64 << 20);
         assert_eq!(check("log_file_mib", 4).unwrap().log_file_bytes, 4 << 20);
+        assert_eq!(check("reserve_mib", 0).unwrap().reserve_bytes, 0);
+        assert_eq!(check("reserve_mib", 8).unwrap().reserve_bytes, 8 << 20);
         // As many MiB as 2^64 bytes, and one more.
-        for (key, mib) in [("cache_mib", (1 << 44) + 1), ("log_file_mib", (1 << 44) + 1), ("log_file_mib", 0)] {
+        let beyond = (1 << 44) + 1;
+        for (key, mib) in
+            [("cache_mib", beyond), ("log_file_mib", beyond), ("log_file_mib", 0), ("reserve_mib", beyond)]
+        {
             let error = check(key, mib).unwrap_err().to_string();
             assert!(error.contains(&format!("`{key}`")), "{error}");
         }

@@ -152,6 +152,11 @@ pub trait Consensus: Send + Sync {
         std::future::pending().boxed()
     }
 
+    /// Returns whether this node's disk has little space left: what takes more is not to be proposed.
+    fn is_short_of_space(&self) -> bool {
+        false
+    }
+
     /// Returns how far the digest of this node's own state at the mark of a check is, and has the node wait for the mark
     /// if it was not asked before.
     fn digest(&self, _check: CheckId) -> DigestState {

@@ -54,16 +54,14 @@ impl Changing<'_> {
         if inos.is_empty() && crossing.is_empty() {
             return None;
         }
+        let may_delegate = !self.shared.consensus.is_short_of_space();
         let end = |table: &mut Table| {
             let now = Instant::now();
             let leased = table.end(session, &inos, now);
             table.crossed(&crossing);
             let ours = if leased { &inos } else { made };
-            let delegated = if leased || table.grant_made(session, made, now) {
-                table.delegate(session, ours, now)
-            } else {
-                Vec::new()
-            };
+            let granted = leased || table.grant_made(session, made, now);
+            let delegated = if granted && may_delegate { table.delegate(session, ours, now) } else { Vec::new() };
             (leased, delegated)
         };
         self.shared.leases.with(Some(same), end)
@@ -163,6 +161,8 @@ impl Shared {
     /// Grants leases on what was read since the stamp, once no other session has unsent operations there.
     pub(crate) async fn grant(&self, session: SessionId, inos: &[Ino], stamp: u64, asked: Asked) -> Granted {
         let Asked { lease, delegate, sends } = asked;
+        // What is done under delegations could only be refused later.
+        let delegate = delegate && !self.consensus.is_short_of_space();
         let step = self.leased(|table| {
             let now = Instant::now();
             let (notices, mut waits) = table.share(session, inos, now);
@@ -205,6 +205,15 @@ impl Shared {
         if asks {
             // Reads that were waiting may now come before what these sessions send.
             self.leases.changed.notify_waiters();
+        }
+    }
+
+    /// Ends the delegations of a session if space is short: it sends what it did there, and asks before it does more. It is
+    /// given no others meanwhile.
+    pub(crate) fn undelegate_if_short(&self, id: SessionId) {
+        if self.consensus.is_short_of_space() {
+            let asked = self.leased(|table| table.undelegate(id, Instant::now()));
+            self.send_share(asked.unwrap_or_default());
         }
     }
 
@@ -401,7 +410,6 @@ pub(crate) async fn submit(shared: Arc<Shared>, of: Submitter, batch: Batch) -> 
     if asks_again || (has_ended && is_confined) {
         return answer_again(&shared, id, batch).await;
     }
-    let _carrying_out = is_confined.then(|| shared.under_way.begin((id, batch.seq)));
     let unleased = |outcome| Submitted { outcome, leased: None, delegated: Vec::new() };
     let inos = touched::before(&**shared.consensus.state(), &batch.ops);
     if inos.is_empty() || has_ended {

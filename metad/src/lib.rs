@@ -1,7 +1,7 @@
 //! metad: Surf's metadata daemon.
 //!
 //! [`Node`] is a metad. `raft` holds the log that all nodes agree on, `fs` turns it into a filesystem's metadata,
-//! `store` holds the metadata on disk, `server` answers requests, `lease` lets clients answer from their caches, and
+//! `store` holds the metadata on disk, `reserve` the space to go on with when the disk is full, `server` answers requests, `lease` lets clients answer from their caches, and
 //! `cluster` supervises the block daemons. [`recovery`] makes a new cluster from a backup or from a single survivor.
 
 #![forbid(unsafe_code)]
@@ -20,6 +20,7 @@ mod own_issuer;
 pub mod raft;
 pub mod recovery;
 mod refused;
+mod reserve;
 pub mod server;
 mod shared;
 pub mod store;

@@ -72,7 +72,12 @@ fn run(flags: Flags) -> anyhow::Result<()> {
     metad::runtime()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let node = Node::start(config).await?;
+        let node = tokio::select! {
+            started = Node::start(config) => started?,
+            // On a full disk it waits for room, with threads that nothing else ends. Nothing is served yet.
+            _ = terminate.recv() => std::process::exit(0),
+            _ = interrupt.recv() => std::process::exit(0),
+        };
         tracing::info!(addr = %node.local_addr(), "serving");
         // Without systemd nobody is notified.
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);

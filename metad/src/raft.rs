@@ -7,12 +7,15 @@
 mod damage;
 mod digests;
 mod frozen;
+#[cfg(test)]
+mod full_disk_tests;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod log;
 mod machine;
 mod membership;
 mod network;
+mod patient;
 mod pieces;
 mod snapshot;
 pub(crate) mod stopped;
@@ -25,6 +28,7 @@ use crate::consensus::{Consensus, Frozen, Member};
 use crate::error::{Error, ProposeError};
 use crate::fs::view::Kv;
 use crate::fs::{CommandReply, Stamped};
+use crate::reserve::{Reserve, SpaceWatch};
 use crate::store::Store;
 use damage::{OwnSnapshot, replace_damaged};
 use digests::Digests;
@@ -79,6 +83,8 @@ pub struct Tuning {
     pub cache_bytes: u64,
     /// Size of a file of the log, in bytes. A new log writes eight of them ahead, and nine at once in all.
     pub log_file_bytes: u64,
+    /// Space kept on the disk for going on when it is full, in bytes; 0 for none.
+    pub reserve_bytes: u64,
 }
 
 impl Default for Tuning {
@@ -91,12 +97,15 @@ impl Default for Tuning {
             snapshot_entries: 200_000,
             cache_bytes: 128 << 20,
             log_file_bytes: 16 << 20,
+            reserve_bytes: 64 << 20,
         }
     }
 }
 
 /// A node's part in the cluster.
 pub struct Raft {
+    /// Dropped first: what waits for space holds up the rest.
+    watch: SpaceWatch,
     id: MetadId,
     /// The leader's lease: a leader without a majority for this long may have been replaced.
     lease: Duration,
@@ -135,15 +144,17 @@ impl Raft {
         };
         let config = config.validate().map_err(|error| Error::Config(error.to_string()))?;
         let (at, cache, file_bytes) = (dir.to_owned(), tuning.cache_bytes, tuning.log_file_bytes);
+        let reserve_bytes = tuning.reserve_bytes;
         let opened = tokio::task::spawn_blocking(move || {
-            let store = Arc::new(Store::open(&at.join("state"), cache)?);
-            let log = Log::open(&at.join("log"), file_bytes)?;
+            let (reserve, watch) = Reserve::keep(&at, reserve_bytes).map_err(|error| Error::disk(&at, error))?;
+            let store = Arc::new(Store::open_with(&at.join("state"), cache, &reserve)?);
+            let log = Log::open_with(&at.join("log"), file_bytes, &reserve)?;
             // The engine syncs what is in its directory, and not the directory's own name.
             durable::sync_dir(&at).map_err(|error| Error::disk(&at, error))?;
             let machine = pieces::open(&at, &store, &log)?;
-            Ok::<_, Error>((log, machine, store))
+            Ok::<_, Error>((log, machine, store, watch))
         });
-        let (log, machine, store) = opened.await.map_err(|error| Error::Raft(error.to_string()))??;
+        let (log, machine, store, watch) = opened.await.map_err(|error| Error::Raft(error.to_string()))??;
         let digests = machine.digests();
         let own = Arc::<OwnSnapshot>::default();
         let network = Network { endpoint, own: own.clone() };
@@ -154,7 +165,8 @@ impl Raft {
         tasks.spawn(replace_damaged(raft.clone(), own));
         let lease = Duration::from_millis(tuning.election_ms * 2);
         let receiver = Receiver::new(dir);
-        Ok(Self { id, dir: dir.to_owned(), lease, raft, receiver, digests, state: store.clone(), store, _tasks: tasks })
+        let (dir, state) = (dir.to_owned(), store.clone());
+        Ok(Self { watch, id, dir, lease, raft, receiver, digests, state, store, _tasks: tasks })
     }
 
     /// Founds a cluster of these nodes. Does nothing on a node that is in one already.
@@ -279,6 +291,8 @@ impl Raft {
 
     /// Stops taking part. The state is marked clean if everything could be synced.
     async fn stop(&self) {
+        // Raft ends only when nothing of it waits for room.
+        self.watch.end_waiting();
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "Raft did not end cleanly");
         }
@@ -355,6 +369,10 @@ impl Consensus for Raft {
 
     fn failed(&self) -> BoxFuture<'_, String> {
         Raft::failed(self).boxed()
+    }
+
+    fn is_short_of_space(&self) -> bool {
+        self.store.reserve().is_short_of_space()
     }
 
     fn digest(&self, check: CheckId) -> DigestState {

@@ -14,6 +14,7 @@ pub mod fuzzing;
 mod orphan_turns;
 mod rotate;
 mod sessions;
+mod space;
 mod tickets;
 mod turns;
 mod validate;

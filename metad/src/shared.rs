@@ -34,7 +34,7 @@ pub struct Shared {
     pub(crate) events: Events,
     pub(crate) leases: Leases,
     pub(crate) batcher: Batcher,
-    pub(crate) under_way: UnderWay,
+    pub(crate) under_way: Arc<UnderWay>,
     pub(crate) clock: Arc<Clock>,
     /// Changes under way. They run to their ends even if nobody waits for them any more.
     pub(crate) changes: TaskTracker,
@@ -67,7 +67,7 @@ impl Shared {
             liveness: Liveness::default(),
             events: Events::default(),
             leases: Leases::default(),
-            under_way: UnderWay::default(),
+            under_way: Arc::default(),
             clock,
             changes,
             checks: Checks::default(),

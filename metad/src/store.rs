@@ -16,13 +16,19 @@
 //!
 //! [`Store::begin_snapshot`] begins a scan that reads the state of one moment while writes go on. The scan moves
 //! through the keys in steps. A write to a key that it has not reached yet first saves the old value for it.
+//!
+//! A full disk: writes wait in the `drain` thread until there is room ([`Reserve`]). If the node stops meanwhile, they are
+//! given up, and all later ones; the log has them.
 
+mod ahead;
 mod drain;
 mod overlay;
 
 use crate::error::Error;
 use crate::fs::keys::Key;
 use crate::fs::view::{Changes, Held, Kv, KvExt, Over};
+use crate::reserve::{Reserve, is_out_of_space};
+use ahead::Ahead;
 use drain::Drain;
 use overlay::Overlay;
 use parking_lot::{Mutex, RwLock};
@@ -87,10 +93,20 @@ struct Scan {
 
 /// sled, as a plain map.
 #[derive(Clone)]
-struct Disk(sled::Db);
+struct Disk {
+    db: sled::Db,
+    ahead: Arc<Ahead>,
+}
 
-/// Ends the process: without its state a metad can promise nothing, and must not acknowledge anything.
+/// Ends the process: without its state a metad can promise nothing, and must not acknowledge anything. A full disk does not
+/// come to this, unless somebody else takes what was allocated ahead.
 fn stop_for(error: &sled::Error) -> ! {
+    if let sled::Error::Io(error) = error
+        && is_out_of_space(error)
+    {
+        tracing::error!(%error, "the disk is full, and the metadata store cannot go on; stopping. Make room, then start again");
+        std::process::exit(74)
+    }
     tracing::error!(%error, "the metadata store failed; stopping. Check the disk, then start again");
     std::process::exit(74)
 }
@@ -101,28 +117,36 @@ impl Store {
     /// # Errors
     /// When the directory cannot be used at all.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
+        Self::open_with(dir, cache_bytes, &Reserve::none(dir))
+    }
+
+    /// Opens it on a disk with a reserve. Waits while there is no room.
+    pub(crate) fn open_with(dir: &Path, cache_bytes: u64, reserve: &Arc<Reserve>) -> Result<Self, Error> {
         if dir.exists() && !is_trusted(dir) {
             tracing::warn!(dir = %dir.display(), "the state may have lost writes; rebuilding it from snapshot and log");
             fs::remove_dir_all(dir).map_err(|error| Error::disk(dir, error))?;
         }
-        let store = match Self::open_files(dir, cache_bytes) {
+        let store = match Self::open_files(dir, cache_bytes, reserve) {
             Ok(store) => store,
             Err(Error::Disk { file, source }) => return Err(Error::Disk { file, source }),
             Err(error) => {
                 tracing::warn!(%error, dir = %dir.display(), "the state does not open; rebuilding it from snapshot and log");
                 fs::remove_dir_all(dir).map_err(|error| Error::disk(dir, error))?;
-                Self::open_files(dir, cache_bytes)?
+                Self::open_files(dir, cache_bytes, reserve)?
             }
         };
         store.mark("open")?;
         Ok(store)
     }
 
-    fn open_files(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
-        fs::create_dir_all(dir).map_err(|error| Error::disk(dir, error))?;
-        let disk = Disk(open_sled(&dir.join("sled"), cache_bytes)?);
+    fn open_files(dir: &Path, cache_bytes: u64, reserve: &Arc<Reserve>) -> Result<Self, Error> {
+        let failed = |error| Error::disk(dir, error);
+        reserve.patiently(ahead::WHAT, || fs::create_dir_all(dir)).map_err(failed)?;
+        let path = dir.join("sled");
+        let db = open_sled(&path, cache_bytes, reserve)?;
+        let disk = Disk { db, ahead: Arc::new(Ahead::of(&path, reserve).map_err(failed)?) };
         let overlay = Arc::default();
-        let drain = Drain::start(&disk, &overlay).map_err(|error| Error::disk(dir, error))?;
+        let drain = Drain::start(&disk, &overlay).map_err(failed)?;
         Ok(Self {
             dir: dir.to_owned(),
             disk,
@@ -137,7 +161,18 @@ impl Store {
     fn mark(&self, state: &str) -> Result<(), Error> {
         let path = self.dir.join(MARK);
         let text = format!("{FORMAT}\n{state}\n{}", boot_id());
-        durable::replace(&path, text.as_bytes()).map_err(|error| Error::disk(&path, error))
+        // After a kill it is there, and a full disk has no room for it.
+        let written = if fs::read(&path).is_ok_and(|found| found == text.as_bytes()) {
+            durable::sync_parent(&path)
+        } else {
+            self.reserve().patiently(ahead::WHAT, || durable::replace(&path, text.as_bytes()))
+        };
+        written.map_err(|error| Error::disk(&path, error))
+    }
+
+    /// Returns the reserve of its disk.
+    pub(crate) fn reserve(&self) -> &Arc<Reserve> {
+        self.disk.ahead.reserve()
     }
 
     /// Has the next start rebuild the state from snapshot and log.
@@ -164,7 +199,7 @@ impl Store {
         // Otherwise the snapshot would go on reading files that belong to somebody else by then, or are gone.
         *self.scans.lock() = Default::default();
         self.drain.now();
-        self.disk.0.flush().map_err(|error| Error::Store(error.to_string()))?;
+        self.disk.db.flush().map_err(|error| Error::Store(error.to_string()))?;
         sync_files(&self.dir.join("sled"))?;
         if self.is_distrusted.load(Ordering::Relaxed) {
             return Err(Error::Store("the state contradicts the log".to_owned()));
@@ -213,12 +248,15 @@ impl Store {
     pub fn clear(&self) {
         *self.scans.lock() = Default::default();
         self.drain.now();
-        self.disk.0.clear().unwrap_or_else(|error| stop_for(&error));
+        if self.disk.ahead.secure(0, 0) {
+            self.disk.db.clear().unwrap_or_else(|error| stop_for(&error));
+        }
     }
 
     /// Loads pairs without a position: the state is incomplete until one is applied.
     pub fn load(&self, pairs: Vec<(Key, Vec<u8>)>) {
-        self.disk.write(pairs.iter().map(|(key, value)| (key, Some(value))));
+        // If they are given up, no position is written after them.
+        let _ = self.disk.write(pairs.iter().map(|(key, value)| (key, Some(value))));
     }
 
     /// Begins to read the state as it is now for a snapshot. As [`Store::begin_scan`].
@@ -229,6 +267,11 @@ impl Store {
     /// Returns the next pairs for a snapshot. As [`Store::next_of_scan`].
     pub fn next_of_snapshot(&self, count: usize) -> Option<Vec<(Key, Vec<u8>)>> {
         self.next_of_scan(ScanOf::Snapshot, count)
+    }
+
+    /// Gives up a snapshot under way.
+    pub(crate) fn abandon_snapshot(&self) {
+        self.scans.lock()[ScanOf::Snapshot as usize] = None;
     }
 
     /// Begins to read the state as it is now, and returns its position. Only one scan of a kind goes on at a time: an
@@ -281,29 +324,36 @@ impl Kv for Store {
 }
 
 impl Disk {
-    /// Makes changes in one batch.
-    fn write<'a>(&self, changes: impl IntoIterator<Item = (&'a Key, Option<&'a Vec<u8>>)>) {
+    /// Makes changes in one batch, once there is room. Returns false when they were given up, because the node stops.
+    fn write<'a>(&self, changes: impl IntoIterator<Item = (&'a Key, Option<&'a Vec<u8>>)>) -> bool {
         let mut batch = sled::Batch::default();
+        let (mut bytes, mut keys) = (0, 0);
         for (key, change) in changes {
+            bytes += (key.len() + change.map_or(0, Vec::len)) as u64;
+            keys += 1;
             match change {
                 Some(value) => batch.insert(key.as_slice(), value.as_slice()),
                 None => batch.remove(key.as_slice()),
             }
         }
-        self.0.apply_batch(batch).unwrap_or_else(|error| stop_for(&error));
+        if !self.ahead.secure(bytes, keys) {
+            return false;
+        }
+        self.db.apply_batch(batch).unwrap_or_else(|error| stop_for(&error));
+        true
     }
 }
 
 impl Kv for Disk {
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.0.get(key).unwrap_or_else(|error| stop_for(&error)).map(|value| value.to_vec())
+        self.db.get(key).unwrap_or_else(|error| stop_for(&error)).map(|value| value.to_vec())
     }
 
     fn scan(&self, range: Range<Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
         if range.start >= range.end {
             return;
         }
-        for pair in self.0.range(range) {
+        for pair in self.db.range(range) {
             let (key, value) = pair.unwrap_or_else(|error| stop_for(&error));
             if !visit(&key, &value) {
                 return;
@@ -315,24 +365,31 @@ impl Kv for Disk {
         if range.start >= range.end {
             return None;
         }
-        let pair = self.0.range(range).next_back()?;
+        let pair = self.db.range(range).next_back()?;
         let (key, value) = pair.unwrap_or_else(|error| stop_for(&error));
         Some((key.to_vec(), value.to_vec()))
     }
 }
 
-/// Opens sled. Waits for a previous store of this process: its threads close the files a moment after it was dropped.
-fn open_sled(path: &Path, cache_bytes: u64) -> Result<sled::Db, Error> {
-    let started = Instant::now();
+/// Opens sled. Waits for a previous store of this process: its threads close the files a moment after it was dropped. Waits
+/// for room, too: opening writes what it has found.
+fn open_sled(path: &Path, cache_bytes: u64, reserve: &Reserve) -> Result<sled::Db, Error> {
+    let mut started = Instant::now();
     loop {
-        let opened = sled::Config::default()
+        let config = sled::Config::default()
             .path(path)
             .cache_capacity(cache_bytes)
             // The log provides durability; flushing only bounds what a restart of the process replays.
-            .flush_every_ms(Some(1_000))
-            .open();
+            .flush_every_ms(Some(1_000));
+        let opened = ahead::prepare(path).map_err(sled::Error::Io).and_then(|()| config.open());
         match opened {
             Ok(db) => return Ok(db),
+            Err(sled::Error::Io(error)) if is_out_of_space(&error) => {
+                if !reserve.await_space(ahead::WHAT) {
+                    return Err(Error::disk(path, error));
+                }
+                started = Instant::now();
+            }
             // The state is not damaged, only its files cannot be used: nothing may be thrown away for that.
             Err(sled::Error::Io(error)) if started.elapsed() > OPEN_LIMIT => return Err(Error::disk(path, error)),
             Err(sled::Error::Io(_)) => std::thread::sleep(Duration::from_millis(20)),

@@ -1,7 +1,11 @@
 //! System calls that the standard library does not offer.
 
+use std::ffi::CString;
 use std::fs::{File, TryLockError};
+use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A killed process holds its locks and ports until the kernel has torn it down, which takes at most this long.
@@ -57,6 +61,40 @@ pub fn effective_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// Returns the space that is free for this process on the filesystem that holds `path`, in bytes (`statvfs(3)`).
+///
+/// # Errors
+/// As `statvfs(3)`.
+pub fn free_space(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let mut stats = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: the path ends with NUL, and `stats` has room for the answer.
+    if unsafe { libc::statvfs(path.as_ptr(), stats.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed is a valid value of this plain struct, and the call has filled it.
+    let stats = unsafe { stats.assume_init() };
+    Ok(stats.f_bavail.saturating_mul(stats.f_frsize))
+}
+
+/// Allocates the space of a range of a file (`fallocate(2)`), which neither changes its content nor its length: the range
+/// may lie behind its end. Returns false where the filesystem cannot do that.
+///
+/// # Errors
+/// As `fallocate(2)`: `StorageFull` when there is no room.
+pub fn allocate_ahead(file: &File, from: u64, len: u64) -> io::Result<bool> {
+    let (from, len) = (i64::try_from(from).map_err(io::Error::other)?, i64::try_from(len).map_err(io::Error::other)?);
+    // SAFETY: the descriptor is open; no pointers are passed.
+    if unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, from, len) } == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::ENOSYS) => Ok(false),
+        _ => Err(error),
+    }
+}
+
 /// Asks for socket buffers beyond the system's limit; does nothing without the right to.
 pub(crate) fn force_buffers(socket: &impl AsRawFd, bytes: usize) {
     let size = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
@@ -92,6 +130,16 @@ mod tests {
         });
         lock_after_a_kill(&other).unwrap();
         dying.join().unwrap();
+    }
+
+    #[test]
+    fn space_behind_the_end_of_a_file_is_allocated_and_its_length_stays() {
+        use std::os::unix::fs::MetadataExt;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let is_allocated = allocate_ahead(file.as_file(), 0, 1 << 20).unwrap();
+        let found = file.as_file().metadata().unwrap();
+        assert_eq!((found.len(), found.blocks() * 512 >= 1 << 20), (0, is_allocated));
+        assert!(free_space(file.path()).unwrap() > 0);
     }
 
     #[test]

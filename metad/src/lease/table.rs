@@ -18,6 +18,7 @@
 
 mod confinement;
 mod eviction;
+mod shortage;
 
 use super::patience::Patience;
 use confinement::Bounds;

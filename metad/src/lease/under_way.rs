@@ -1,11 +1,13 @@
-//! Batches that are being carried out: one that comes again is not answered before all that it has changed is known to others.
+//! Batches that are being carried out. One of a confined client that comes again is not answered before all that it has
+//! changed is known to others; and none that comes again is refused for lack of space while the first may still be applied.
 
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tokio::sync::Notify;
 use wire::ids::{BatchSeq, SessionId};
 
-/// Batches of confined clients that are being carried out.
+/// Batches that are being carried out.
 #[derive(Default)]
 pub(crate) struct UnderWay {
     batches: Mutex<BTreeMap<(SessionId, BatchSeq), usize>>,
@@ -13,16 +15,16 @@ pub(crate) struct UnderWay {
 }
 
 /// A batch that is being carried out, until this is dropped.
-pub(crate) struct CarryingOut<'a> {
-    under_way: &'a UnderWay,
+pub(crate) struct CarryingOut {
+    under_way: Arc<UnderWay>,
     batch: (SessionId, BatchSeq),
 }
 
 impl UnderWay {
     /// Notes that a batch is being carried out.
-    pub fn begin(&self, batch: (SessionId, BatchSeq)) -> CarryingOut<'_> {
+    pub fn begin(self: &Arc<Self>, batch: (SessionId, BatchSeq)) -> CarryingOut {
         *self.batches.lock().entry(batch).or_default() += 1;
-        CarryingOut { under_way: self, batch }
+        CarryingOut { under_way: self.clone(), batch }
     }
 
     /// Waits until nobody carries a batch out.
@@ -39,7 +41,7 @@ impl UnderWay {
     }
 }
 
-impl Drop for CarryingOut<'_> {
+impl Drop for CarryingOut {
     fn drop(&mut self) {
         let mut batches = self.under_way.batches.lock();
         if let Some(count) = batches.get_mut(&self.batch) {
@@ -60,7 +62,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_is_waited_for_until_all_that_carry_it_out_have_ended() {
-        let under_way = UnderWay::default();
+        let under_way = Arc::new(UnderWay::default());
         let (one, other) = ((SessionId(1), BatchSeq(1)), (SessionId(1), BatchSeq(2)));
         let (first, second) = (under_way.begin(one), under_way.begin(one));
         under_way.end_of(other).await;

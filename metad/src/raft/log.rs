@@ -4,17 +4,19 @@
 //! queued votes and entries in their order, writes them in one go, syncs once, and only then reports: group commit
 //! without waiting. Entries can be read from memory as soon as `append` returns.
 //!
-//! A write or sync that fails ends the process: after a failed fsync the kernel may have dropped the data, and trying
-//! again would report success.
+//! A write that finds no room waits for it, in the thread (`patient`). A write or sync that fails otherwise ends the
+//! process: after a failed fsync the kernel may have dropped the data, and trying again would report success.
 
+use super::patient::PatientFiles;
 use super::types::{Entry, IoFlushed, LogId, TypeConfig, Vote};
 use crate::error::{Error, REPLACE};
+use crate::reserve::Reserve;
 use futures::{Stream, TryStreamExt, stream};
 use openraft::storage::RaftLogStorage;
 use openraft::{LogState, RaftLogReader};
 use parking_lot::Mutex;
 use protobuf::well_known_types::BytesValue;
-use raft_engine::{Config, Engine, LogBatch, MessageExt, ReadableSize};
+use raft_engine::{Config, LogBatch, MessageExt, ReadableSize};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
@@ -24,6 +26,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
 use wire::codec;
+
+type Engine = raft_engine::Engine<PatientFiles>;
 
 /// The only Raft group in the engine.
 const GROUP: u64 = 1;
@@ -169,6 +173,11 @@ impl Log {
     /// # Errors
     /// When it does not open.
     pub fn open(dir: &Path, file_bytes: u64) -> Result<Self, Error> {
+        Self::open_with(dir, file_bytes, &Reserve::none(dir))
+    }
+
+    /// Opens it on a disk with a reserve. Waits while there is no room.
+    pub(super) fn open_with(dir: &Path, file_bytes: u64, reserve: &Arc<Reserve>) -> Result<Self, Error> {
         let failed = |error: raft_engine::Error| Error::Raft(format!("{}: {error}", dir.display()));
         let config = Config {
             dir: dir.display().to_string(),
@@ -181,7 +190,8 @@ impl Log {
             format_version: raft_engine::Version::V2,
             ..Config::default()
         };
-        let engine = Arc::new(Engine::open(config).map_err(failed)?);
+        let engine = Engine::open_with_file_system(config, Arc::new(PatientFiles::with(reserve)));
+        let engine = Arc::new(engine.map_err(failed)?);
         leave_first_file(&engine, file_bytes).map_err(failed)?;
         let index = Index {
             last: last_stored(&engine)?,
@@ -192,10 +202,10 @@ impl Log {
         let index = Arc::new(Mutex::new(index));
         let (work, mut queue) = mpsc::channel(QUEUE_MAX);
         let writer = {
-            let (engine, index) = (engine.clone(), index.clone());
+            let (engine, index, reserve) = (engine.clone(), index.clone(), reserve.clone());
             std::thread::Builder::new()
                 .name("raft-log".to_owned())
-                .spawn(move || write_all(&engine, &index, &mut queue))
+                .spawn(move || write_all(&engine, &index, &reserve, &mut queue))
                 .map_err(|error| Error::disk(dir, error))?
         };
         Ok(Self { engine, index, work, _writer: Arc::new(Writer(writer)) })
@@ -253,7 +263,7 @@ fn last_stored(engine: &Engine) -> Result<Option<LogId>, Error> {
 }
 
 /// Runs the writer thread: everything that is queued goes into one write and one sync.
-fn write_all(engine: &Engine, index: &Mutex<Index>, queue: &mut mpsc::Receiver<Work>) {
+fn write_all(engine: &Engine, index: &Mutex<Index>, reserve: &Reserve, queue: &mut mpsc::Receiver<Work>) {
     while let Some(first) = queue.blocking_recv() {
         let mut batch = LogBatch::default();
         let mut flushed = Vec::new();
@@ -285,7 +295,12 @@ fn write_all(engine: &Engine, index: &Mutex<Index>, queue: &mut mpsc::Receiver<W
             }
         }
         // I7: entries are synced before anybody gets an acknowledgement.
-        engine.write(&mut batch, true).unwrap_or_else(|error| stop_for(&error));
+        match engine.write(&mut batch, true) {
+            Ok(_) => {}
+            // It waited for room. Nobody gets an acknowledgement.
+            Err(_) if reserve.is_waiting_over() => return,
+            Err(error) => stop_for(&error),
+        }
         index.lock().written(&written);
         for callback in flushed {
             callback.io_completed(Ok(()));
@@ -295,6 +310,7 @@ fn write_all(engine: &Engine, index: &Mutex<Index>, queue: &mut mpsc::Receiver<W
         }
         if let Some(upto) = purge {
             engine.compact_to(GROUP, upto + 1);
+            // This may write, too, and wait for room.
             if let Err(error) = engine.purge_expired_files() {
                 tracing::warn!(%error, "old files of the Raft log could not be removed");
             }

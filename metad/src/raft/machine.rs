@@ -6,6 +6,7 @@ use super::types::{Entry, LogId, Membership, Snapshot, SnapshotFile, SnapshotMet
 use crate::error::{Error, REPLACE, caught};
 use crate::fs::view::View;
 use crate::fs::{self, Command, CommandReply, Stamped, rules, session, settings};
+use crate::reserve::is_out_of_space;
 use crate::store::Store;
 use futures::{FutureExt, Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -156,6 +157,10 @@ fn mark_of(entry: &Entry) -> Option<(CheckId, u64)> {
     }
 }
 
+fn meta_of(position: &Position) -> SnapshotMeta {
+    SnapshotMeta { last_log_id: position.applied, last_membership: position.membership.clone() }
+}
+
 fn position_of(meta: &SnapshotMeta) -> Position {
     Position { applied: meta.last_log_id, membership: meta.last_membership.clone() }
 }
@@ -204,6 +209,14 @@ impl RaftStateMachine<TypeConfig> for Machine {
             }
         }
         Ok(())
+    }
+
+    /// Begins no snapshot while space is short: it would take what others need to go on.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        if !force && self.store.reserve().is_short_of_space() {
+            return None;
+        }
+        Some(self.get_snapshot_builder().await)
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
@@ -270,14 +283,28 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotFile;
 
     /// Returns the snapshot that was built, or a newer one that was installed meanwhile: the newer one is then the
-    /// node's.
+    /// node's. If there is no room for it, waits, and then takes one of the state as it is by then.
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let meta =
-            SnapshotMeta { last_log_id: self.position.applied, last_membership: self.position.membership.clone() };
+        let mut meta = meta_of(&self.position);
         let (store, publishing) = (self.store.clone(), self.publishing.clone());
         let (path, building) = (snapshot::path_in(&self.dir), snapshot::building_in(&self.dir));
         let work = move || {
-            let whole = snapshot::write(&building, &meta, &store)?;
+            let whole = loop {
+                match snapshot::write(&building, &meta, &store) {
+                    Err(error) if is_out_of_space(&error) => {
+                        store.abandon_snapshot();
+                        // Others need its space.
+                        let _ = std::fs::remove_file(&building);
+                        if !store.reserve().await_ample_space("a snapshot") {
+                            return Err(error);
+                        }
+                        if let Some(position) = store.begin_snapshot() {
+                            meta = meta_of(&codec::decode(&position).map_err(io::Error::other)?);
+                        }
+                    }
+                    written => break written?,
+                }
+            };
             let _one = publishing.lock();
             // A snapshot that cannot be read is replaced.
             let there = snapshot::open(&path).ok().flatten();

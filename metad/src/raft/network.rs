@@ -350,11 +350,14 @@ impl Receiver {
         let (target, bytes, offset) = (path, piece.bytes, piece.offset);
         let write = move || {
             let file = File::options().create(true).write(true).truncate(offset == 0).open(&target)?;
-            file.write_all_at(&bytes, offset)?;
+            let sync = |file: &File| if done { file.sync_all() } else { Ok(()) };
+            file.write_all_at(&bytes, offset).and_then(|()| sync(&file)).inspect_err(|_| {
+                // The log needs the room. The leader begins anew.
+                let _ = fs::remove_file(&target);
+            })?;
             if !done {
                 return Ok(None);
             }
-            file.sync_all()?;
             // The next snapshot is written elsewhere while this one is being installed.
             fs::rename(&target, &received)?;
             // All of it is checked before Raft takes it up: what cannot be installed ends this node.

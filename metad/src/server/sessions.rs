@@ -147,6 +147,7 @@ impl Server {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
         self.shared.liveness.heard_session(id, peer);
+        self.shared.undelegate_if_short(id);
         let state = self.shared.consensus.state();
         let layout = settings::layout(&**state);
         Ok(MetaReply::Alive {
@@ -251,10 +252,22 @@ impl Server {
             // Only of a confined client it matters.
             batch.caller = None;
         }
+        self.shared.undelegate_if_short(id);
+        if !of.has_ended
+            && let Some(failed) = self.lacks_space(id, &batch).await?
+        {
+            return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
+        }
+        // Noted before anything else can happen: another attempt waits for this one.
+        let is_new = !of.has_ended && !of.asks_again;
+        let under_way = is_new.then(|| self.shared.under_way.begin((id, batch.seq)));
         let unlocked = unlocked_by(&**state, id, &batch.ops, of.is_confined);
         // In a task of its own: it runs to its end though this request's connection is lost.
         let carrying_out = trace::carried(lease::submit(self.shared.clone(), of, batch));
-        let carried_out = self.shared.changes.spawn(carrying_out);
+        let carried_out = self.shared.changes.spawn(async move {
+            let _under_way = under_way;
+            carrying_out.await
+        });
         let submitted = carried_out.await.map_err(|_| ProposeError::Unknown)??;
         Ok(match submitted.outcome {
             Ok(reply) => {

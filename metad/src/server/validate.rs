@@ -15,7 +15,7 @@ use wire::limits::{
     SYMLINK_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX,
 };
 use wire::message::meta::BlockdHeartbeat;
-use wire::op::{Batch, ConflictPolicy, NewInode, Op, OpFailed};
+use wire::op::{Batch, ConflictPolicy, NewInode, Op, OpFailed, RangeAction};
 
 /// Bytes that the encoded length of a list takes at most.
 const LENGTH_BYTES_MAX: usize = 10;
@@ -40,6 +40,22 @@ pub(super) fn batch(batch: &Batch, may_change: bool) -> Result<(), OpFailed> {
     match beyond_size(batch) {
         Some(index) => Err(failed(index, FsError::ArgumentTooLarge)),
         None => Ok(()),
+    }
+}
+
+/// Returns the first operation that makes the state larger. Operations that were done under delegations are let through:
+/// programs were told that they have succeeded, and what follows them in the client's queue may make room.
+pub(super) fn taking_space(batch: &Batch) -> Option<OpFailed> {
+    let index = batch.ops.iter().position(takes_space)?;
+    Some(OpFailed { index: index as u32, error: FsError::NoSpace })
+}
+
+fn takes_space(op: &Op) -> bool {
+    match op {
+        Op::Create { .. } | Op::Link { .. } | Op::SetXattr { .. } | Op::CloneRange { .. } => true,
+        Op::Commit { writes, .. } => !writes.is_empty(),
+        Op::Range { action, .. } => !matches!(action, RangeAction::Punch | RangeAction::Collapse),
+        _ => false,
     }
 }
 
@@ -256,6 +272,20 @@ mod tests {
             let refused = Err(OpFailed { index: 0, error: FsError::ReadOnly });
             assert_eq!(batch(&of(vec![op.clone()]), false), refused, "{op:?}");
             assert_eq!(batch(&of(vec![op]), true), Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_makes_the_state_larger_is_told_from_what_makes_room_or_was_promised() {
+        let link = || Op::Link { ino: Ino(9), parent: Ino::ROOT, name: b"l".to_vec() };
+        let range = |action| Op::Range { ino: Ino(9), off: 0, len: 1, action };
+        let late = Op::Deferred { at: Timestamp::default(), expect: Vec::new(), op: Box::new(link()) };
+        let removes = Op::Unlink { parent: Ino::ROOT, name: b"l".to_vec(), released: None };
+        let passed = [mkdir(b"d"), removes, late, range(RangeAction::Punch), Op::LeaseInos { count: 1 }];
+        assert_eq!(taking_space(&of(passed.to_vec())), None);
+        for op in [link(), range(RangeAction::Allocate { keep_size: true })] {
+            let refused = Some(OpFailed { index: 1, error: FsError::NoSpace });
+            assert_eq!(taking_space(&of(vec![mkdir(b"d"), op.clone()])), refused, "{op:?}");
         }
     }
 

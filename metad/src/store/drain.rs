@@ -15,7 +15,7 @@ const GATHERED_KEYS: usize = 10_000;
 /// Nothing is added beyond this many keys while the disk is behind: about 50 MB.
 const KEYS_MAX: usize = 200_000;
 
-/// The thread. It writes everything before it ends, and ends when this is dropped.
+/// The thread. It writes everything before it ends, and ends when this is dropped, or when the node stops on a full disk.
 pub(super) struct Drain {
     overlay: Arc<Overlay>,
     state: Arc<(Mutex<State>, Condvar)>,
@@ -33,6 +33,8 @@ struct State {
     ended: u64,
     /// Whether the store is being closed.
     ending: bool,
+    /// The thread has given up, because the node stops on a full disk.
+    gave_up: bool,
 }
 
 impl Drain {
@@ -68,13 +70,13 @@ impl Drain {
         }
     }
 
-    /// Writes everything that was added before to the disk. Blocks.
+    /// Writes everything that was added before to the disk, unless that was given up. Blocks.
     pub(super) fn now(&self) {
         let (state, changed) = &*self.state;
         let mut state = state.lock();
         // A round under way may have begun too early.
         let wanted = state.begun + 1;
-        while state.since.is_some() && state.ended < wanted {
+        while state.since.is_some() && state.ended < wanted && !state.gave_up {
             state.urgent = true;
             changed.notify_all();
             changed.wait(&mut state);
@@ -106,11 +108,20 @@ fn run(disk: &Disk, overlay: &Overlay, (state, changed): &(Mutex<State>, Condvar
             Some(_) => {
                 state.begun += 1;
                 state.urgent = false;
-                parking_lot::MutexGuard::unlocked(&mut state, || {
+                let is_written = parking_lot::MutexGuard::unlocked(&mut state, || {
                     let taken = overlay.take();
-                    disk.write(taken.iter().map(|(key, change)| (key, change.as_ref())));
-                    overlay.written();
+                    let is_written = disk.write(taken.iter().map(|(key, change)| (key, change.as_ref())));
+                    if is_written {
+                        overlay.written();
+                    }
+                    is_written
                 });
+                if !is_written {
+                    // They stay visible to the end. The log has them.
+                    state.gave_up = true;
+                    changed.notify_all();
+                    return;
+                }
                 state.ended = state.begun;
                 state.since = (overlay.gathered() > 0).then(Instant::now);
                 changed.notify_all();

@@ -110,6 +110,7 @@ fn write_daemon(ca: &ClusterCa, daemon: &Daemon, cluster: &str, metads: &[Socket
             table.insert("initial".to_owned(), initial.into());
             // A cluster for trying things out starts sooner, and takes a quarter of the disk.
             table.insert("log_file_mib".to_owned(), 4.into());
+            table.insert("reserve_mib".to_owned(), 16.into());
         }
         Kind::Blockd => {
             let metads: Vec<String> = metads.iter().map(SocketAddr::to_string).collect();

@@ -19,11 +19,12 @@ pub fn metad_config(data: &[u8]) -> bool {
         of(Role::Metad).save(&identity).expect("a file can be written");
     }
     file.identity = identity;
-    let (mib, log_mib) = (file.cache_mib, file.log_file_mib);
+    let (mib, log_mib, reserve_mib) = (file.cache_mib, file.log_file_mib, file.reserve_mib);
     match file.check() {
         Ok(config) => {
             assert!(mib.is_none_or(|mib| config.tuning.cache_bytes >> 20 == mib), "{mib:?} MiB");
             assert!(log_mib.is_none_or(|mib| config.tuning.log_file_bytes >> 20 == mib), "{log_mib:?} MiB");
+            assert!(reserve_mib.is_none_or(|mib| config.tuning.reserve_bytes >> 20 == mib), "{reserve_mib:?} MiB");
             assert!((1..=config.replicas).contains(&config.min_sync));
             true
         }

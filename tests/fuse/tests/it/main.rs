@@ -14,6 +14,7 @@ mod healing;
 mod journal;
 mod large;
 mod mapped;
+mod metad_full;
 mod mounts;
 mod overload;
 mod posix;
