@@ -357,7 +357,7 @@ mod tests {
 
     fn changes(numbers: impl IntoIterator<Item = u64>) -> Vec<(Record, Bytes)> {
         let change = |number| {
-            let op = Op::Rmdir { parent: Ino(1), name: b"name".to_vec() };
+            let op = Op::Rmdir { parent: Ino(1), name: b"name".to_vec(), seen: None };
             (Record::Change(Change { number, at: Timestamp::default(), expect: Vec::new(), op }), Bytes::new())
         };
         numbers.into_iter().map(change).collect()

@@ -198,6 +198,20 @@ impl Known {
         self.state.lock().changed(mark, ops, replies, leased, delegated);
     }
 
+    /// Notes that metad gave no lease on an inode, because others were changing it.
+    pub fn note_crowded(&self, ino: Ino) {
+        self.with(|state, now| {
+            if state.leases.hold(now) {
+                state.leases.note_crowded(ino, now);
+            }
+        });
+    }
+
+    /// Notes that a name was moved here from a directory to another one.
+    pub fn note_moved(&self, parent: Ino, new_parent: Ino) {
+        self.with(|state, now| state.note_moved(parent, new_parent, now));
+    }
+
     /// Notes delegations that came with an answer that was asked for at `mark`.
     pub fn delegated(&self, inos: &[Ino], mark: Mark) {
         self.state.lock().leases.delegate(inos, mark);

@@ -396,9 +396,9 @@ fn apply_op(view: &mut View, context: &Context, op: &Op, before: &Committed) -> 
         }
         Op::Link { ino, parent, name } => dentry::link(view, context, *ino, *parent, name),
         Op::Unlink { parent, name, released } => dentry::unlink(view, context, *parent, name, *released),
-        Op::Rmdir { parent, name } => dentry::rmdir(view, context, *parent, name),
-        Op::Rename { parent, name, new_parent, new_name, mode, released } => {
-            dentry::rename(view, context, (*parent, name), (*new_parent, new_name), *mode, *released)
+        Op::Rmdir { parent, name, seen } => dentry::rmdir(view, context, (*parent, name), *seen),
+        Op::Rename { parent, name, new_parent, new_name, mode, released, seen } => {
+            dentry::rename(view, context, (*parent, name), (*new_parent, new_name), *mode, (*released, *seen))
         }
         Op::SetAttr { ino, change } => attr::set_attr(view, context, *ino, change),
         Op::Commit { ino, base, own, writes, append_from, mtime, clear_privileges, policy } => {

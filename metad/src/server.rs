@@ -301,7 +301,7 @@ impl Server {
                 None => return Ok(unleased(answer.and(Err(FsError::NotFound)))),
             }
             // Absence is an answer too; any other error is nothing to rely on.
-            let lease = is_cached_by_clients(question) && matches!(answer, Ok(_) | Err(FsError::NotFound));
+            let lease = question.is_cached() && matches!(answer, Ok(_) | Err(FsError::NotFound));
             match self.shared.grant(session, &inos, stamp, Asked { lease, delegate, sends }).await {
                 Granted::Leases(delegated) => {
                     return Ok(MetaReply::Read { answer, leased: true, delegated, tickets: Vec::new() });
@@ -362,14 +362,6 @@ fn narrow(question: &mut Cow<'_, Read>, round: usize) {
 
 fn unleased(answer: Result<ReadReply, FsError>) -> MetaReply {
     MetaReply::Read { answer, leased: false, delegated: Vec::new(), tickets: Vec::new() }
-}
-
-/// Returns whether clients cache the answer to such a question.
-fn is_cached_by_clients(question: &Read) -> bool {
-    matches!(
-        question,
-        Read::Lookup { .. } | Read::GetAttr { .. } | Read::Open { .. } | Read::ReadDir { .. } | Read::ReadTree { .. }
-    )
 }
 
 /// Returns the inodes that an answer is about. `None` stands for an absent name.

@@ -16,6 +16,7 @@ mod locked;
 mod open_file;
 mod pages;
 mod reply;
+mod seen;
 mod shared;
 mod xattr;
 
@@ -25,7 +26,7 @@ pub(crate) use shared::Shared;
 use crate::interrupt::Patience;
 use attr::{new_node, node_of, rename_mode};
 use dir::Asked;
-use dispatch::{bytes, configure, span};
+use dispatch::{COPY_BYTES_MAX, SMALL_READ, bytes, configure, span};
 use file::{Place, is_unprivileged, range_action};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags,
@@ -45,12 +46,6 @@ use wire::FsError;
 use wire::caller::on_behalf;
 use wire::op::NewInode;
 
-/// Largest read that is answered on the thread where its block arrives.
-const SMALL_READ: u32 = 64 << 10;
-
-/// `copy_file_range` answers in 32 bits; programs ask again for the rest.
-const COPY_BYTES_MAX: u64 = 1 << 30;
-
 impl Filesystem for Surf {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         configure(config, self.shared.client.squash());
@@ -58,11 +53,12 @@ impl Filesystem for Surf {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if let Some(known) = self.shared.known_entry(self.ino(parent), name.as_encoded_bytes()) {
+        let (dir, tid) = (self.ino(parent), request.pid());
+        if let Some(known) = self.shared.known_entry(tid, (dir, name.as_encoded_bytes())) {
             return reply.answer(known);
         }
         let (span, name) = (span!("lookup", request, parent), bytes(name));
-        self.ask(request, span, reply, |fs| async move { fs.lookup(fs.ino(parent), &name).await });
+        self.ask(request, span, reply, |fs| async move { fs.lookup(tid, (dir, &name)).await });
     }
 
     fn getattr(&self, request: &Request, number: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -144,8 +140,9 @@ impl Filesystem for Surf {
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (span, name) = (span!("rmdir", request, parent), bytes(name));
-        self.ask(request, span, reply, |fs| async move { fs.client.rmdir(fs.ino(parent), &name).await });
+        let (span, name, dir) = (span!("rmdir", request, parent), bytes(name), self.ino(parent));
+        let seen = self.shared.seen_to_remove(request.pid(), (dir, &name));
+        self.ask(request, span, reply, |fs| async move { fs.client.rmdir(dir, &name, seen).await });
     }
 
     fn rename(
@@ -160,8 +157,10 @@ impl Filesystem for Surf {
     ) {
         let Some(mode) = rename_mode(flags) else { return reply.error(errno(FsError::Invalid)) };
         let (name, new_name) = (bytes(name), bytes(new_name));
+        let (dir, new_dir) = (self.ino(parent), self.ino(new_parent));
+        let seen = self.shared.seen_to_replace(request.pid(), (new_dir, &new_name), mode);
         self.ask(request, span!("rename", request, parent), reply, |fs| async move {
-            fs.client.rename(fs.ino(parent), &name, fs.ino(new_parent), &new_name, mode).await
+            fs.client.rename((dir, &name), (new_dir, &new_name), mode, seen).await
         });
     }
 

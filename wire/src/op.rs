@@ -247,6 +247,9 @@ operations! {
                 parent: Ino,
                 /// Name within it.
                 name: Name,
+                /// The directory that the caller has found there, and takes for removed afterwards: if the name leads
+                /// elsewhere by now, this fails with `Stale`.
+                seen: Option<Ino>,
             },
             /// Move an entry. Answers `Renamed`, or `Done` if both names lead to one inode: then both stay, as rename(2)
             /// says.
@@ -263,6 +266,8 @@ operations! {
                 mode: RenameMode,
                 /// As in `Unlink`, for the inode that is replaced.
                 released: Option<Ino>,
+                /// As in `Rmdir`, for a directory at the new name.
+                seen: Option<Ino>,
             },
             /// Change attributes. Answers `Attr`.
             SetAttr {
@@ -479,7 +484,7 @@ impl Op {
             Self::Create { parent, name, .. }
             | Self::Link { parent, name, .. }
             | Self::Unlink { parent, name, .. }
-            | Self::Rmdir { parent, name } => (Some((*parent, name)), None),
+            | Self::Rmdir { parent, name, .. } => (Some((*parent, name)), None),
             Self::Rename { parent, name, new_parent, new_name, .. } => {
                 (Some((*parent, name)), Some((*new_parent, new_name)))
             }
@@ -695,6 +700,19 @@ impl Read {
             Self::StatFs | Self::Journaled { .. } => None,
         }
     }
+
+    /// Returns whether clients cache the answer, if they hold leases on what it is about.
+    #[must_use]
+    pub fn is_cached(&self) -> bool {
+        matches!(
+            self,
+            Self::Lookup { .. }
+                | Self::GetAttr { .. }
+                | Self::Open { .. }
+                | Self::ReadDir { .. }
+                | Self::ReadTree { .. }
+        )
+    }
 }
 
 /// What comes with each entry of a listing.
@@ -826,7 +844,7 @@ mod tests {
     #[test]
     fn a_deferred_operation_reads_back_as_it_was() {
         for op in [
-            Op::Rmdir { parent: Ino(1), name: b"d".to_vec() },
+            Op::Rmdir { parent: Ino(1), name: b"d".to_vec(), seen: None },
             Op::Accessed { ino: Ino(1), at: Timestamp::default() },
             Op::Create {
                 parent: Ino(1),

@@ -94,7 +94,7 @@ pub fn sealed(records: &[u8], is_picture: bool) -> Vec<u8> {
 pub fn samples() -> Vec<u8> {
     let mut group = Group::default();
     let at = Timestamp::default();
-    let op = Op::Rmdir { parent: Ino(1), name: b"name".to_vec() };
+    let op = Op::Rmdir { parent: Ino(1), name: b"name".to_vec(), seen: None };
     group.add(&Record::Change(Change { number: 1, at, expect: Vec::new(), op }), &[]);
     let piece = Piece {
         number: 2,

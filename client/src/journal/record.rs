@@ -325,7 +325,7 @@ pub(super) mod tests {
     const SEGMENT: SegmentId = SegmentId { journal: JournalId(7), number: 3 };
 
     fn change(number: u64) -> Record {
-        let op = Op::Rmdir { parent: Ino(1), name: vec![b'n'; number as usize % 7 + 1] };
+        let op = Op::Rmdir { parent: Ino(1), name: vec![b'n'; number as usize % 7 + 1], seen: None };
         Record::Change(Change { number, at: Timestamp::default(), expect: Vec::new(), op })
     }
 

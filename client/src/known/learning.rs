@@ -56,16 +56,20 @@ impl State {
     /// Begins a change by this session. Answers that are asked for from now on are not cached until [`State::changed`].
     pub fn change(&mut self, ops: &[Op]) -> Mark {
         let at = self.leases.tick();
+        let mut changing = Vec::new();
         for op in ops {
-            for ino in op.attrs_changed() {
-                self.note_change(ino, at);
-            }
+            changing.extend(op.attrs_changed());
             for (parent, name) in op.names_changed() {
-                if let Some(ino) = self.names.forget(&(parent, name.clone())) {
-                    self.note_change(ino, at);
-                }
+                changing.extend(self.names.forget(&(parent, name.clone())));
+                // Until it is known what became of it, it may exist.
+                self.names.complete_with(parent, name, true);
             }
         }
+        for ino in &changing {
+            self.note_change(*ino, at);
+        }
+        self.leases.begin_changing(&changing);
+        self.changing.insert(at, changing);
         at
     }
 
@@ -79,6 +83,8 @@ impl State {
         leased: Option<&[InodeAttr]>,
         delegated: &[Ino],
     ) {
+        let changing = self.changing.remove(&mark).unwrap_or_default();
+        self.leases.end_changing(&changing);
         let at = self.leases.tick();
         let (leased, rest) = (leased.is_some(), leased.unwrap_or_default());
         // This must be determined before answers that arrived meanwhile are made void.
@@ -143,7 +149,7 @@ impl State {
                     self.names.begin_complete(attr.ino);
                 }
             }
-            (Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name }, OpReply::Removed { .. }) => {
+            (Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name, .. }, OpReply::Removed { .. }) => {
                 self.name_leads(*parent, name, None);
             }
             (Op::Rename { parent, name, new_parent, new_name, mode, .. }, OpReply::Renamed { moved, replaced, .. }) => {

@@ -186,6 +186,9 @@ impl LeasedSession {
             if !delegated.is_empty() {
                 self.known.delegated(&delegated, mark);
             }
+            if let Some(ino) = read.ino().filter(|_| !leased && read.is_cached()) {
+                self.known.note_crowded(ino);
+            }
             asked += 1;
             // The answer may lack an operation that was done here before and sent while the answer was under way, and
             // is not pinned any more.

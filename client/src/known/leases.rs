@@ -3,9 +3,10 @@
 //! A logical clock counts recalls and changes. An answer is cached only if nothing that it is about was recalled, or
 //! changed here, since the [`Mark`] that was taken before it was asked for.
 
-use super::{INODES_MAX, Now};
+use super::{INODES_MAX, Now, count_down};
 use crate::recent::lru;
 use lru::LruCache;
+use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::Instant;
 use wire::ids::Ino;
@@ -18,7 +19,7 @@ pub const LEASE_USED: Duration = Duration::from_millis(LEASE_MS / 10 * 9);
 const CONTENDED_FOR: Duration = Duration::from_secs(2);
 
 /// A moment before a question, by the logical clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mark(u64);
 
 /// Leases and delegations.
@@ -41,6 +42,10 @@ pub struct Leases {
     recalled: LruCache<Ino, (Mark, Instant)>,
     /// When an inode was last changed here.
     changed: LruCache<Ino, Mark>,
+    /// Inodes that are being changed here, with the number of changes under way.
+    changing: HashMap<Ino, usize>,
+    /// When metad last gave no lease on an inode, because others were changing it.
+    crowded: LruCache<Ino, Instant>,
     /// Inodes on which no other session has leases.
     delegated: LruCache<Ino, ()>,
     /// When a delegation was last ended while cached answers remained valid.
@@ -59,6 +64,8 @@ impl Default for Leases {
             floor: Mark(0),
             recalled: lru(INODES_MAX),
             changed: lru(INODES_MAX),
+            changing: HashMap::new(),
+            crowded: lru(INODES_MAX),
             delegated: lru(INODES_MAX),
             shared: lru(INODES_MAX),
         }
@@ -142,9 +149,10 @@ impl Leases {
         !self.attached || self.floor > mark || self.recalled.peek(&ino).is_some_and(|(at, _)| *at > mark)
     }
 
-    /// Returns whether others or this session have changed an inode, or may have, since it was asked about.
+    /// Returns whether others or this session have changed an inode, or may have, since it was asked about. An answer
+    /// from the time of a change here may be of before it, and metad recalls nothing for a session's own change.
     pub fn is_changed_since(&self, ino: Ino, mark: Mark) -> bool {
-        self.is_recalled_since(ino, mark) || self.is_changed_here_since(ino, mark)
+        self.is_recalled_since(ino, mark) || self.is_changed_here_since(ino, mark) || self.changing.contains_key(&ino)
     }
 
     /// Returns whether this session has changed an inode, or may have, since it was asked about.
@@ -154,7 +162,13 @@ impl Leases {
 
     /// Returns whether others changed an inode a moment ago.
     pub fn is_contended(&self, ino: Ino, now: Now) -> bool {
-        self.recalled.peek(&ino).is_some_and(|(_, at)| now.awake.saturating_duration_since(*at) < CONTENDED_FOR)
+        let lately = |at: &Instant| now.awake.saturating_duration_since(*at) < CONTENDED_FOR;
+        self.recalled.peek(&ino).is_some_and(|(_, at)| lately(at)) || self.crowded.peek(&ino).is_some_and(lately)
+    }
+
+    /// Notes that metad gave no lease on an inode, because others were changing it.
+    pub fn note_crowded(&mut self, ino: Ino, now: Now) {
+        self.crowded.put(ino, now.awake);
     }
 
     /// Notes that others are about to change an inode.
@@ -162,6 +176,20 @@ impl Leases {
         self.delegated.pop(&ino);
         if let Some((_, (forgotten, _))) = self.recalled.push(ino, (at, now.awake)).filter(|(old, _)| *old != ino) {
             self.floor = self.floor.max(forgotten);
+        }
+    }
+
+    /// Notes that a change of these inodes begins here.
+    pub fn begin_changing(&mut self, inos: &[Ino]) {
+        for ino in inos {
+            *self.changing.entry(*ino).or_insert(0) += 1;
+        }
+    }
+
+    /// Notes that a change that was noted has ended.
+    pub fn end_changing(&mut self, inos: &[Ino]) {
+        for ino in inos {
+            count_down(&mut self.changing, *ino);
         }
     }
 

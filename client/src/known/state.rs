@@ -6,13 +6,14 @@
 //! - `pinning` applies what is done here under delegations.
 
 use super::attrs::Attrs;
-use super::leases::Leases;
+use super::leases::{Leases, Mark};
 use super::listings::{Listed, Listings, PageKey};
 use super::names::{Names, Places};
 use super::pins::Pins;
 use super::walks::Walks;
 use super::{NameState, Now};
 use crate::kernel::{BELIEF_MARGIN, Beliefs, KERNEL_TRUST, KERNEL_TRUST_ALONE};
+use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::Instant;
 use wire::FsError;
@@ -35,6 +36,8 @@ pub struct State {
     pub(super) pins: Pins,
     pub(super) walks: Walks,
     pub(super) beliefs: Beliefs,
+    /// What is being changed here, by the mark of each change.
+    pub(super) changing: HashMap<Mark, Vec<Ino>>,
     /// When something was last changed here.
     worked_at: Option<Duration>,
 }
@@ -130,7 +133,17 @@ impl State {
     /// now.
     pub fn believe_name(&mut self, parent: Ino, name: &[u8], ino: Option<Ino>, now: Now) -> Duration {
         let said = ino.map_or(NameState::Absent, NameState::Leads);
-        if self.name_state(parent, name, now) == said { self.believe(parent, now) } else { Duration::ZERO }
+        // A program here that makes the name would go on believing that it is absent, though others see it already:
+        // nothing is recalled for a session's own change.
+        let is_ours = ino.is_some() || self.leases.is_alone() || self.is_delegated(parent, now);
+        if is_ours && self.name_state(parent, name, now) == said { self.believe(parent, now) } else { Duration::ZERO }
+    }
+
+    /// Notes that a name was moved here: what the kernel believes of it in its old directory, it believes in the new one.
+    pub fn note_moved(&mut self, parent: Ino, new_parent: Ino, now: Now) {
+        if parent != new_parent && self.beliefs.until(parent).is_some_and(|until| until > now.awake) {
+            self.beliefs.note(new_parent, now.awake);
+        }
     }
 
     fn believe(&mut self, ino: Ino, now: Now) -> Duration {

@@ -80,9 +80,9 @@ impl Client {
     }
 
     /// Removes an empty directory. Returns its attributes after that.
-    pub(crate) async fn rmdir_here(&self, parent: Ino, name: &[u8]) -> Option<InodeAttr> {
+    pub(crate) async fn rmdir_here(&self, (parent, name): (Ino, &[u8]), seen: Option<Ino>) -> Option<InodeAttr> {
         let NameState::Leads(ino) = self.known.name_state(parent, name) else { return None };
-        if !self.may_do_here(&[parent, ino]).await {
+        if seen.is_some_and(|seen| seen != ino) || !self.may_do_here(&[parent, ino]).await {
             return None;
         }
         let at = self.session.stamp();

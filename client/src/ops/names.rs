@@ -136,6 +136,12 @@ impl Client {
         Ok(attr)
     }
 
+    /// Returns the inode to which a name led when it was last seen here.
+    #[must_use]
+    pub fn led_to(&self, parent: Ino, name: &[u8]) -> Option<Ino> {
+        self.known.led_to(parent, name)
+    }
+
     /// Vouches for the inode behind a name, if it is known and not open here.
     fn vouch(&self, parent: Ino, name: &[u8]) -> Option<Vouched<'_>> {
         let ino = self.known.led_to(parent, name)?;
@@ -167,42 +173,49 @@ impl Client {
         self.work.to_its_end(trace::carried(removing)).await
     }
 
-    /// Removes an empty directory.
+    /// Removes an empty directory. The caller may have `seen` one there, which it takes for removed afterwards.
     ///
     /// # Errors
-    /// As `rmdir(2)`.
-    pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
-        if let Some(attr) = self.rmdir_here(parent, name).await {
+    /// As `rmdir(2)`; `Stale`, and nothing is removed, when the name leads elsewhere than to what was `seen`.
+    pub async fn rmdir(&self, parent: Ino, name: &[u8], seen: Option<Ino>) -> Result<(), FsError> {
+        if let Some(attr) = self.rmdir_here((parent, name), seen).await {
             self.known.note_removed(&attr);
-        } else if let OpReply::Removed { attr, .. } = self.at_once(Op::Rmdir { parent, name: name.to_vec() }).await? {
+            return Ok(());
+        }
+        let op = Op::Rmdir { parent, name: name.to_vec(), seen };
+        if let OpReply::Removed { attr, .. } = self.at_once(op).await? {
             self.known.note_removed(&attr);
             self.known.forget_place(parent, name);
         }
         Ok(())
     }
 
-    /// Moves a name.
+    /// Moves a name. The caller may have `seen` a directory at the new name, which it takes for removed afterwards.
     ///
     /// # Errors
-    /// As `renameat2(2)`.
+    /// As `renameat2(2)`; `Stale`, and nothing is moved, when the new name leads elsewhere than to what was `seen`.
     pub async fn rename(
         &self,
-        parent: Ino,
-        name: &[u8],
-        new_parent: Ino,
-        new_name: &[u8],
+        (parent, name): (Ino, &[u8]),
+        (new_parent, new_name): (Ino, &[u8]),
         mode: RenameMode,
+        seen: Option<Ino>,
     ) -> Result<(), FsError> {
         let replaced = self.known_name(new_parent, new_name).and_then(Result::ok);
-        if self.rename_here((parent, name), (new_parent, new_name), mode).await.is_some() {
+        // A directory is only replaced by metad.
+        if seen.is_none() && self.rename_here((parent, name), (new_parent, new_name), mode).await.is_some() {
             if let Some(attr) = replaced {
                 self.known.note_removed(&attr);
             }
+            self.known.note_moved(parent, new_parent);
             return Ok(());
         }
         let (client, name, new_name) = (self.arc(), name.to_vec(), new_name.to_vec());
-        let moving = Box::pin(async move { client.rename_there((parent, name), (new_parent, new_name), mode).await });
-        self.work.to_its_end(trace::carried(moving)).await
+        let moving = async move { client.rename_there((parent, name), (new_parent, new_name), mode, seen).await };
+        let moving = Box::pin(moving);
+        self.work.to_its_end(trace::carried(moving)).await?;
+        self.known.note_moved(parent, new_parent);
+        Ok(())
     }
 
     /// Asks metad to move a name.
@@ -211,6 +224,7 @@ impl Client {
         (parent, name): (Ino, Name),
         (new_parent, new_name): (Ino, Name),
         mut mode: RenameMode,
+        seen: Option<Ino>,
     ) -> Result<(), FsError> {
         let _barred = self.order.bar([parent, new_parent]).await?;
         // Content that replaces a file must be stored when its name is: programs write a new file, rename it, and
@@ -236,6 +250,7 @@ impl Client {
             new_name: new_name.clone(),
             mode,
             released: vouched.as_ref().map(Vouched::ino),
+            seen,
         };
         let reply = match (self.session.one(op).await, unstored) {
             (Err(FsError::Exists), Some(unstored)) => return Err(unstored),

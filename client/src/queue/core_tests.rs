@@ -49,7 +49,7 @@ fn a_file_that_cannot_be_stored_replaces_nothing() {
     let (mut core, now) = (Core::<()>::default(), Instant::now());
     let (name, new_name) = (b"new".to_vec(), b"old".to_vec());
     let mode = RenameMode::Replace;
-    let op = Op::Rename { parent: DIR, name, new_parent: DIR, new_name, mode, released: None };
+    let op = Op::Rename { parent: DIR, name, new_parent: DIR, new_name, mode, released: None, seen: None };
     let leads = |name: &[u8], ino| Expect { parent: DIR, name: name.to_vec(), ino: Some(Ino(ino)), version: None };
     let expect = vec![leads(b"new", 7), leads(b"old", 8)];
     core.enter(Timestamp::default(), (vec![Ino(7)], Vec::new()), Work::Change { op, expect }, 0, now);

@@ -143,7 +143,7 @@ impl Here<'_> {
         dir.lost(FileKind::Directory, self.at);
         attr.nlink = 0;
         attr.changed(self.at);
-        let op = Op::Rmdir { parent, name: name.to_vec() };
+        let op = Op::Rmdir { parent, name: name.to_vec(), seen: None };
         let expect = vec![expect(parent, name, Some(ino))];
         let pinned = Pinned { attrs: vec![dir, attr.clone()], made: None, names: vec![(parent, name.to_vec(), None)] };
         Some((Decided { op, expect, pinned }, attr))
@@ -202,7 +202,15 @@ impl Here<'_> {
             new_dir.gained(moved.kind, self.at);
         }
         attrs.extend([new_dir, moved]);
-        let op = Op::Rename { parent, name: name.to_vec(), new_parent, new_name: new_name.to_vec(), mode, released };
+        let op = Op::Rename {
+            parent,
+            name: name.to_vec(),
+            new_parent,
+            new_name: new_name.to_vec(),
+            mode,
+            released,
+            seen: None,
+        };
         let expect = vec![expect(parent, name, Some(source)), at_target];
         let names = vec![(parent, name.to_vec(), None), (new_parent, new_name.to_vec(), Some(source))];
         Some(Decided { op, expect, pinned: Pinned { attrs, made: None, names } })

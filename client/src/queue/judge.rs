@@ -106,7 +106,7 @@ impl<F> Core<F> {
 /// Returns the name that an operation removes, which leads to the inode that it works on.
 fn name_taken(op: &Op) -> Option<(Ino, &Name)> {
     match op {
-        Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } | Op::Rename { parent, name, .. } => {
+        Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name, .. } | Op::Rename { parent, name, .. } => {
             Some((*parent, name))
         }
         _ => None,
@@ -122,7 +122,7 @@ fn rename_in(op: &mut Op, old: &Place, new: &Place, first: bool) {
             (*new_parent, *new_name) = new.clone();
             *released = None;
         }
-        Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } | Op::Rename { parent, name, .. }
+        Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name, .. } | Op::Rename { parent, name, .. }
             if (*parent, &*name) == (old.0, &old.1) =>
         {
             (*parent, *name) = new.clone();
@@ -147,7 +147,15 @@ mod tests {
 
     fn rename(name: &[u8], new_name: &[u8]) -> Op {
         let (name, new_name) = (name.to_vec(), new_name.to_vec());
-        Op::Rename { parent: DIR, name, new_parent: DIR, new_name, mode: RenameMode::Replace, released: None }
+        Op::Rename {
+            parent: DIR,
+            name,
+            new_parent: DIR,
+            new_name,
+            mode: RenameMode::Replace,
+            released: None,
+            seen: None,
+        }
     }
 
     fn verdict(op: &Op, error: FsError) -> Verdict {

@@ -41,7 +41,7 @@ async fn at_home(config: ClientConfig, name: &str) -> (Arc<Client>, Ino) {
             if alone {
                 home.set(dir).unwrap();
             } else {
-                client.rmdir(Ino::ROOT, name).await.unwrap();
+                client.rmdir(Ino::ROOT, name, None).await.unwrap();
             }
             alone
         }
@@ -101,8 +101,8 @@ async fn operations_that_are_sent_later_look_the_same_before_and_after() {
     for number in 0..20 {
         unpack(&one, sub, &format!("file-{number}"), &pattern(number, 100)).await;
     }
-    one.rename(sub, b"file-3", dir, b"moved", RenameMode::Replace).await.unwrap();
-    one.rename(sub, b"file-4", sub, b"file-5", RenameMode::Replace).await.unwrap();
+    one.rename((sub, b"file-3"), (dir, b"moved"), RenameMode::Replace, None).await.unwrap();
+    one.rename((sub, b"file-4"), (sub, b"file-5"), RenameMode::Replace, None).await.unwrap();
     one.unlink(sub, b"file-6").await.unwrap();
     one.make_node(dir, b"link", node(NewInode::Symlink(b"sub/file-7".to_vec()))).await.unwrap();
     let mut seen = Vec::new();
@@ -152,7 +152,7 @@ async fn changes_by_one_client_alone_are_seen_by_the_other_at_once_whichever_beg
         let ino = unpack(maker, dir, &name, &pattern(round, 300)).await;
         let found = other.lookup(dir, name.as_bytes()).await.unwrap();
         assert_eq!((found.ino, found.size, found.mode), (ino, 300, 0o640));
-        maker.rename(dir, name.as_bytes(), dir, moved.as_bytes(), RenameMode::NoReplace).await.unwrap();
+        maker.rename((dir, name.as_bytes()), (dir, moved.as_bytes()), RenameMode::NoReplace, None).await.unwrap();
         assert_eq!(other.lookup(dir, name.as_bytes()).await.err(), Some(FsError::NotFound));
         let opened =
             other.open(other.lookup(dir, moved.as_bytes()).await.unwrap().ino, OpenFlags::default()).await.unwrap();
@@ -172,7 +172,7 @@ async fn a_name_is_made_and_removed_again_and_again_before_it_is_sent() {
         if round % 3 > 0 {
             one.unlink(dir, b"again").await.unwrap();
         } else {
-            one.rename(dir, b"again", dir, b"kept", RenameMode::Replace).await.unwrap();
+            one.rename((dir, b"again"), (dir, b"kept"), RenameMode::Replace, None).await.unwrap();
         }
     }
     let two = Client::connect(quiet(&cluster)).await.unwrap();

@@ -283,7 +283,7 @@ async fn a_file_written_anew_and_renamed_is_complete_under_its_name() {
     one.flush(&old.handle).await.unwrap();
     let new = create(&one, "file.new").await;
     one.write(&new.handle, 0, b"new content", false).await.unwrap();
-    one.rename(Ino::ROOT, b"file.new", Ino::ROOT, b"file", RenameMode::Replace).await.unwrap();
+    one.rename((Ino::ROOT, b"file.new"), (Ino::ROOT, b"file"), RenameMode::Replace, None).await.unwrap();
     assert_eq!(content(&two, "file").await, b"new content");
     assert_eq!(names(&two).await, ["file"]);
     assert_eq!(&one.read(&old.handle, 0, 10).await.unwrap()[..], b"old");

@@ -96,7 +96,10 @@ async fn a_change_is_seen_by_others_as_soon_as_its_call_has_returned() {
         let change = AttrChange { mode: Some(0o600 + (round & 7)), ..AttrChange::default() };
         maker.setattr(attr.ino, change).await.unwrap();
         assert_eq!(other.getattr(attr.ino).await.unwrap().mode, 0o600 + (round & 7));
-        maker.rename(Ino::ROOT, name.as_bytes(), Ino::ROOT, moved.as_bytes(), RenameMode::Replace).await.unwrap();
+        maker
+            .rename((Ino::ROOT, name.as_bytes()), (Ino::ROOT, moved.as_bytes()), RenameMode::Replace, None)
+            .await
+            .unwrap();
         assert_eq!(other.lookup(Ino::ROOT, name.as_bytes()).await.err(), Some(FsError::NotFound));
         assert_eq!(other.lookup(Ino::ROOT, moved.as_bytes()).await.unwrap().ino, attr.ino);
         if round % 3 == 0 {
@@ -200,7 +203,7 @@ async fn a_directory_made_by_one_is_filled_by_the_other() {
     let found = two.lookup(Ino::ROOT, b"dir").await.unwrap();
     two.create(found.ino, b"file", regular(), OpenFlags::default()).await.unwrap();
     assert!(one.lookup(dir.ino, b"file").await.is_ok());
-    assert_eq!(one.rmdir(Ino::ROOT, b"dir").await, Err(FsError::NotEmpty));
+    assert_eq!(one.rmdir(Ino::ROOT, b"dir", None).await, Err(FsError::NotEmpty));
 }
 
 /// A walk through a tree, and lookups of one name after the other in a directory, are answered from what was asked

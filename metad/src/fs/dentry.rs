@@ -171,9 +171,21 @@ fn drop_dir(view: &mut View, context: &Context, ino: Ino) -> Result<InodeAttr, F
     Ok(inode.attr)
 }
 
+/// Refuses a change by a caller that has found another directory at a name than is there now, if it has found one.
+fn check_seen(target: Option<Target>, seen: Option<Ino>) -> Result<(), FsError> {
+    let same = seen.is_none_or(|seen| target.is_some_and(|(ino, _)| ino == seen));
+    if same { Ok(()) } else { Err(FsError::Stale) }
+}
+
 /// `Op::Rmdir`.
-pub(super) fn rmdir(view: &mut View, context: &Context, parent: Ino, name: &[u8]) -> Result<OpReply, FsError> {
+pub(super) fn rmdir(
+    view: &mut View,
+    context: &Context,
+    (parent, name): (Ino, &[u8]),
+    seen: Option<Ino>,
+) -> Result<OpReply, FsError> {
     let mut dir = Inode::load_dir(view, parent)?;
+    check_seen(find(view, parent, name), seen)?;
     let (ino, kind) = require(view, parent, name)?;
     if kind != FileKind::Directory {
         return Err(FsError::NotADirectory);
@@ -208,13 +220,14 @@ pub(super) fn rename(
     (parent, name): (Ino, &[u8]),
     (new_parent, new_name): (Ino, &[u8]),
     mode: RenameMode,
-    released: Option<Ino>,
+    (released, seen): (Option<Ino>, Option<Ino>),
 ) -> Result<OpReply, FsError> {
     check_name(new_name)?;
     Inode::load_dir(view, parent)?;
     Inode::load_dir(view, new_parent)?;
     let source = require(view, parent, name)?;
     let target = find(view, new_parent, new_name);
+    check_seen(target, seen)?;
     if source.1 == FileKind::Directory && is_within(view, new_parent, source.0)? {
         return Err(FsError::Invalid);
     }

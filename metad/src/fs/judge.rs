@@ -232,11 +232,11 @@ impl<'a> Judge<'a> {
             Op::Unlink { parent, name, released: _ } => {
                 self.removing(*parent, name)?;
             }
-            Op::Rmdir { parent, name } => {
+            Op::Rmdir { parent, name, seen: _ } => {
                 // The root of a subtree has its entry outside of it, so it is not removed from within.
                 self.removing(*parent, name)?;
             }
-            Op::Rename { parent, name, new_parent, new_name, mode, released: _ } => {
+            Op::Rename { parent, name, new_parent, new_name, mode, released: _, seen: _ } => {
                 self.rename((*parent, name), (*new_parent, new_name), *mode)?;
             }
             Op::SetAttr { ino, change } => {

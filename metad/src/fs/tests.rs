@@ -297,9 +297,40 @@ fn a_directory_never_moves_into_its_own_subtree() {
         new_name: b"c".to_vec(),
         mode,
         released: None,
+        seen: None,
     };
     assert_eq!(world.one(id, rename(RenameMode::Replace)), Err(FsError::Invalid));
     assert_eq!(world.one(id, rename(RenameMode::NoReplace)), Err(FsError::Invalid));
+}
+
+/// A kernel that has looked it up takes it for removed afterwards, and would go on doing so if another one was removed.
+#[test]
+fn only_the_directory_that_was_seen_at_a_name_is_removed_or_replaced() {
+    let mut world = World::new();
+    let id = world.session();
+    for (name, ino) in [("seen", A), ("other", A + 1), ("moved", A + 2)] {
+        world.one(id, create(Ino::ROOT, name, ino, NewInode::Directory)).unwrap();
+    }
+    let rename = |seen: Option<u64>, from: &[u8], to: &[u8]| Op::Rename {
+        parent: Ino::ROOT,
+        name: from.to_vec(),
+        new_parent: Ino::ROOT,
+        new_name: to.to_vec(),
+        mode: RenameMode::Replace,
+        released: None,
+        seen: seen.map(Ino),
+    };
+    let rmdir = |seen, name: &[u8]| Op::Rmdir { parent: Ino::ROOT, name: name.to_vec(), seen: Some(Ino(seen)) };
+    // Somebody else moves it away, and puts another one in its place.
+    world.one(id, rename(None, b"seen", b"elsewhere")).unwrap();
+    assert_eq!(world.one(id, rename(Some(A), b"moved", b"seen")), Err(FsError::Stale), "nothing is there");
+    assert_eq!(world.one(id, rmdir(A, b"seen")), Err(FsError::Stale));
+    world.one(id, rename(None, b"other", b"seen")).unwrap();
+    assert_eq!(world.one(id, rename(Some(A), b"moved", b"seen")), Err(FsError::Stale), "another one is there");
+    assert_eq!(world.one(id, rmdir(A, b"seen")), Err(FsError::Stale));
+    world.one(id, rename(Some(A + 1), b"moved", b"seen")).unwrap();
+    world.one(id, rmdir(A + 2, b"seen")).unwrap();
+    world.one(id, rmdir(A, b"elsewhere")).unwrap();
 }
 
 /// The answer differs from that of a move: whoever caches names must not conclude that the first one is gone.
@@ -311,7 +342,15 @@ fn two_names_of_one_inode_stay_when_one_is_renamed_to_the_other() {
     world.one(id, Op::Link { ino: Ino(A), parent: Ino::ROOT, name: b"b".to_vec() }).unwrap();
     for new_name in [b"b", b"a"] {
         let (parent, name, new_name) = (Ino::ROOT, b"a".to_vec(), new_name.to_vec());
-        let op = Op::Rename { parent, name, new_parent: parent, new_name, mode: RenameMode::Replace, released: None };
+        let op = Op::Rename {
+            parent,
+            name,
+            new_parent: parent,
+            new_name,
+            mode: RenameMode::Replace,
+            released: None,
+            seen: None,
+        };
         assert_eq!(world.one(id, op), Ok(OpReply::Done));
     }
     assert_eq!(world.attr(Ino(A)).nlink, 2);
@@ -464,7 +503,7 @@ fn step_both(world: &mut World, model: &mut Model, id: SessionId, next: &mut u64
             let at = dir(model, *at);
             let ino = model.dir(at).get(&name(*n)).copied();
             let empty = ino.is_some_and(|ino| matches!(&model.nodes[&ino], Node::Dir(entries) if entries.is_empty()));
-            let op = Op::Rmdir { parent: Ino(at), name: name(*n).into() };
+            let op = Op::Rmdir { parent: Ino(at), name: name(*n).into(), seen: None };
             assert_eq!(world.one(id, op).is_ok(), empty);
             if empty {
                 model.dir(at).remove(&name(*n));
@@ -481,6 +520,7 @@ fn step_both(world: &mut World, model: &mut Model, id: SessionId, next: &mut u64
                 new_name: name(*new).into(),
                 mode: RenameMode::Replace,
                 released,
+                seen: None,
             };
             assert_eq!(world.one(id, op).is_ok(), model.rename(at, &name(*n), to, &name(*new)), "{step:?}");
         }
@@ -637,6 +677,7 @@ fn a_removal_that_comes_late_leaves_content_that_its_session_never_saw() {
         new_name: b"file".to_vec(),
         mode: RenameMode::Replace,
         released: None,
+        seen: None,
     };
     assert_eq!(world.one(id, late(vec![expect("file", 2000, Some(1))], unlink())), Err(FsError::Stale));
     let both = vec![expect("saved", 2001, None), expect("file", 2000, Some(1))];

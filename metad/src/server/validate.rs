@@ -179,7 +179,7 @@ mod tests {
     }
 
     fn mkdir(name: &[u8]) -> Op {
-        Op::Rmdir { parent: Ino::ROOT, name: name.to_vec() }
+        Op::Rmdir { parent: Ino::ROOT, name: name.to_vec(), seen: None }
     }
 
     #[test]

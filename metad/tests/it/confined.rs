@@ -176,7 +176,7 @@ fn lock() -> Lock {
 }
 
 fn rename((parent, name): (Ino, &str), (new_parent, new_name): (Ino, &str), mode: RenameMode) -> Op {
-    Op::Rename { parent, name: name.into(), new_parent, new_name: new_name.into(), mode, released: None }
+    Op::Rename { parent, name: name.into(), new_parent, new_name: new_name.into(), mode, released: None, seen: None }
 }
 
 /// Operations that name what lies elsewhere, with what they are answered.
@@ -219,7 +219,7 @@ fn lies(tree: &Tree, fresh: Ino) -> Vec<(Op, FsError)> {
         Op::Link { ino: outside, parent: home, name: b"link".to_vec() },
         Op::Link { ino: inside, parent: elsewhere, name: b"link".to_vec() },
         Op::Unlink { parent: elsewhere, name: n(), released: None },
-        Op::Rmdir { parent: Ino::ROOT, name: b"home".to_vec() },
+        Op::Rmdir { parent: Ino::ROOT, name: b"home".to_vec(), seen: None },
         rename((elsewhere, "outside"), (home, "mine"), RenameMode::Replace),
         rename((below, "inside"), (elsewhere, "outside"), RenameMode::Replace),
         rename((below, "inside"), (elsewhere, "outside"), RenameMode::Exchange),

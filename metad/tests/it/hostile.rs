@@ -163,7 +163,7 @@ async fn a_change_of_an_unknown_session_disturbs_nobody() {
     let read = peer.request::<_, MetaReply>(&read, &[], LIMIT).await.unwrap().0;
     assert!(matches!(read, MetaReply::Read { leased: true, .. }), "{read:?}");
     let stranger = client(&cluster.ca, "stranger", false);
-    let change = submit(SessionId(1 << 40), 1, vec![Op::Rmdir { parent: Ino::ROOT, name: b"d".to_vec() }]);
+    let change = submit(SessionId(1 << 40), 1, vec![Op::Rmdir { parent: Ino::ROOT, name: b"d".to_vec(), seen: None }]);
     let reply = cluster.ask_as(&stranger, &change).await;
     assert!(matches!(reply, MetaReply::Failed(FsError::SessionExpired)), "{reply:?}");
     // A recall would have been sent before the answer.

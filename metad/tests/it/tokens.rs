@@ -139,7 +139,7 @@ async fn an_identity_by_token_is_held_to_what_the_token_says() {
     let (host, purpose) = ("h".to_owned(), "t".to_owned());
     let opening = MetaRequest::OpenSession { host, purpose, caches: false, resumes: None, token: None };
     let MetaReply::Session { session, .. } = cluster.ask_as(&client, &opening).await else { panic!("no session") };
-    let ops = vec![Op::Rmdir { parent: Ino::ROOT, name: b"d".to_vec() }];
+    let ops = vec![Op::Rmdir { parent: Ino::ROOT, name: b"d".to_vec(), seen: None }];
     let batch = Batch { seq: BatchSeq(1), acked: BatchSeq(0), caller: None, ops };
     let reply = cluster.ask_as(&client, &MetaRequest::Submit { session, batch, receipts: Vec::new() }).await;
     let denied = Err(OpFailed { index: 0, error: FsError::ReadOnly });

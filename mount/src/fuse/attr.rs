@@ -193,12 +193,14 @@ impl Shared {
         Entry::Found { attr: self.file_attr(attr), attr_trust, entry_trust }
     }
 
-    /// The answer to a lookup.
-    pub(super) async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Entry, FsError> {
-        match self.entry((parent, name), self.client.lookup(parent, name)).await {
-            Err(FsError::NotFound) => self.absent(parent, name),
+    /// The answer to a lookup by a thread.
+    pub(super) async fn lookup(&self, tid: u32, at: (Ino, &[u8])) -> Result<Entry, FsError> {
+        let found = match self.entry(at, self.client.lookup(at.0, at.1)).await {
+            Err(FsError::NotFound) => self.absent(at.0, at.1),
             other => other,
-        }
+        };
+        self.note_seen(tid, at, &found);
+        found
     }
 
     fn absent(&self, parent: Ino, name: &[u8]) -> Result<Entry, FsError> {
@@ -206,12 +208,33 @@ impl Shared {
         if trust.is_zero() { Err(FsError::NotFound) } else { Ok(Entry::Absent { trust }) }
     }
 
-    /// The answer to a lookup, when metad need not be asked.
-    pub(super) fn known_entry(&self, parent: Ino, name: &[u8]) -> Option<Result<Entry, FsError>> {
-        Some(match self.client.known_name(parent, name)? {
-            Ok(attr) => Ok(self.found((parent, name), &attr)),
-            Err(_) => self.absent(parent, name),
-        })
+    /// The answer to a lookup by a thread, when metad need not be asked.
+    pub(super) fn known_entry(&self, tid: u32, at: (Ino, &[u8])) -> Option<Result<Entry, FsError>> {
+        let found = match self.client.known_name(at.0, at.1)? {
+            Ok(attr) => Ok(self.found(at, &attr)),
+            Err(_) => self.absent(at.0, at.1),
+        };
+        self.note_seen(tid, at, &found);
+        Some(found)
+    }
+
+    fn note_seen(&self, tid: u32, at: (Ino, &[u8]), found: &Result<Entry, FsError>) {
+        let dir = match found {
+            Ok(Entry::Found { attr, .. }) if attr.kind == FileType::Directory => Some(self.nodes.ino(attr.ino)),
+            _ => None,
+        };
+        self.seen.note(tid, at, dir);
+    }
+
+    /// The directory that a thread has found at a name that it is to remove.
+    pub(super) fn seen_to_remove(&self, tid: u32, at: (Ino, &[u8])) -> Option<Ino> {
+        // The kernel may have found it in its cache: then by the last answer to anybody.
+        self.seen.dir(tid, at).or_else(|| self.client.led_to(at.0, at.1))
+    }
+
+    /// The directory that a thread has found at a name that it is to replace; none if both names stay.
+    pub(super) fn seen_to_replace(&self, tid: u32, at: (Ino, &[u8]), mode: RenameMode) -> Option<Ino> {
+        self.seen.dir(tid, at).filter(|_| mode == RenameMode::Replace)
     }
 
     /// The answer to a request for attributes, when metad need not be asked.

@@ -23,6 +23,10 @@ use wire::limits::CALLER_GROUPS_MAX;
 use wire::tls::Squash;
 use wire::trace;
 
+/// Largest read that is answered on the thread where its block arrives.
+pub(super) const SMALL_READ: u32 = 64 << 10;
+/// `copy_file_range` answers in 32 bits; programs ask again for the rest.
+pub(super) const COPY_BYTES_MAX: u64 = 1 << 30;
 /// Requests that the kernel has under way in the background (reading ahead, mostly). Its default of 12 starves several
 /// readers.
 const BACKGROUND: u16 = 128;

@@ -3,6 +3,7 @@
 use super::locked::Locked;
 use super::open_file::OpenFile;
 use super::pages::{Listing, Pages};
+use super::seen::Seen;
 use crate::handles::Handles;
 use crate::inodes::{Inodes, Trust};
 use crate::nodes::Nodes;
@@ -30,6 +31,7 @@ pub(crate) struct Shared {
     pub(super) dirs: Handles<Listing>,
     pub(super) pages: Pages,
     pub(super) locked: Locked,
+    pub(super) seen: Seen,
     /// Content of writes that wait.
     pub(super) payloads: Payloads,
     /// The last answer to `statfs`.
@@ -42,10 +44,10 @@ impl Shared {
     /// Makes the state of a mount beside its client.
     pub(crate) fn new(client: Arc<Client>, trust: Trust, payloads: Payloads) -> Arc<Self> {
         let (files, dirs) = (Handles::default(), Handles::default());
-        let (locked, pages) = (Locked::default(), Pages::default());
+        let (locked, pages, seen) = (Locked::default(), Pages::default(), Seen::default());
         let (statfs, notifier) = (Mutex::default(), OnceLock::new());
         let (inodes, nodes) = (Inodes::new(trust), Nodes::new(client.root()));
-        Arc::new(Self { client, inodes, nodes, files, dirs, pages, locked, payloads, statfs, notifier })
+        Arc::new(Self { client, inodes, nodes, files, dirs, pages, locked, seen, payloads, statfs, notifier })
     }
 
     /// From now on the kernel can be notified.

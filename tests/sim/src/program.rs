@@ -101,7 +101,7 @@ impl Program {
             Act::Rmdir(name) => {
                 let name = bytes(name);
                 let begun = self.scene.history.lock().removes(self.client, (Ino::ROOT, &name), None);
-                let removed = fs.rmdir(Ino::ROOT, &name);
+                let removed = fs.rmdir(Ino::ROOT, &name, None);
                 let removed = self.change_names(&[(Ino::ROOT, &name, Leads::Nowhere)], removed, |()| None).await;
                 self.scene.history.lock().returned(begun);
                 removed
@@ -299,7 +299,7 @@ impl Program {
         (new_dir, new_name): (Ino, Vec<u8>),
     ) -> Result<(), FsError> {
         let begun = self.scene.history.lock().removes(self.client, (new_dir, &new_name), None);
-        let renamed = fs.rename(dir, &name, new_dir, &new_name, RenameMode::Replace);
+        let renamed = fs.rename((dir, &name), (new_dir, &new_name), RenameMode::Replace, None);
         let names = [(dir, &name[..], Leads::Nowhere), (new_dir, &new_name[..], leads)];
         let renamed = self.change_names(&names, renamed, |()| None).await;
         self.scene.history.lock().returned(begun);

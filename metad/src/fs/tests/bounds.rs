@@ -118,6 +118,7 @@ fn a_directory_is_not_moved_about_in_a_tree_without_end() {
         new_name: b"here".to_vec(),
         mode: RenameMode::Replace,
         released: None,
+        seen: None,
     };
     assert_eq!(world.one(id, into(parent)), Err(FsError::NameTooLong));
     world.one(id, into(Ino(2_100))).unwrap();

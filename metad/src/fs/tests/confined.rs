@@ -77,7 +77,7 @@ fn as_user(world: &mut World, id: SessionId, uid: u32, op: Op) -> Result<OpReply
 }
 
 fn rename((parent, name): (Ino, &str), (new_parent, new_name): (Ino, &str), mode: RenameMode) -> Op {
-    Op::Rename { parent, name: name.into(), new_parent, new_name: new_name.into(), mode, released: None }
+    Op::Rename { parent, name: name.into(), new_parent, new_name: new_name.into(), mode, released: None, seen: None }
 }
 
 fn lock() -> Lock {
@@ -111,7 +111,7 @@ fn each_op(dir: Ino, name: &str, file: Ino) -> Vec<Op> {
         Op::Link { ino: file, parent: HOME, name: b"link".to_vec() },
         Op::Link { ino: INSIDE, parent: dir, name: b"link".to_vec() },
         Op::Unlink { parent: dir, name: n.clone(), released: None },
-        Op::Rmdir { parent: dir, name: n.clone() },
+        Op::Rmdir { parent: dir, name: n.clone(), seen: None },
         rename((dir, name), to, RenameMode::Replace),
         rename((BELOW, "inside"), (dir, "new"), RenameMode::Replace),
         rename((BELOW, "inside"), (dir, name), RenameMode::Exchange),
@@ -314,7 +314,7 @@ fn confined_sessions_are_asked_about_removed_files_of_their_own_subtree_alone() 
 fn an_open_file_stays_with_those_who_may_have_it_open_though_its_directory_is_removed() {
     let (mut world, free, confined) = world(Squash::None);
     world.one(free, Op::Unlink { parent: BELOW, name: b"inside".to_vec(), released: None }).unwrap();
-    world.one(free, Op::Rmdir { parent: HOME, name: b"below".to_vec() }).unwrap();
+    world.one(free, Op::Rmdir { parent: HOME, name: b"below".to_vec(), seen: None }).unwrap();
     assert!(sees(&world, confined, INSIDE));
     let session = find(&world.kv, confined).unwrap();
     let answered = judge::answer(&world.kv, (confined, &session.opening), None, &Read::GetAttr { ino: INSIDE });

@@ -137,7 +137,7 @@ impl Run {
             }
             Act::Rmdir { dir: at, name: n } => {
                 let at = dir(model, at);
-                (Op::Rmdir { parent: Ino(at), name: name(*n).into() }, model.rmdir(at, &name(*n)))
+                (Op::Rmdir { parent: Ino(at), name: name(*n).into(), seen: None }, model.rmdir(at, &name(*n)))
             }
             Act::Rename { dir: at, name: n, to, new, mode } => {
                 let (parent, new_parent) = (dir(model, at), dir(model, to));
@@ -152,6 +152,7 @@ impl Run {
                     new_name: name(*new).into(),
                     mode: *mode,
                     released: None,
+                    seen: None,
                 };
                 (op, outcome.map(|_| ()))
             }

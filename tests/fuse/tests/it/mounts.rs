@@ -34,6 +34,36 @@ fn what_one_mount_closed_another_reads_in_each_of_thousands_of_handovers() {
     }
 }
 
+/// The kernel calls a directory dead when it has replaced it by a rename, and by that it means what it had looked up.
+#[test]
+fn a_directory_that_another_mount_moves_away_while_it_is_to_be_replaced_stays_alive() {
+    let surf = Surf::start_behind_proxy(seed(), &[]);
+    let other = surf.mount_again(&[]);
+    let (here, there, proxy) = (surf.path(), other.path(), surf.proxy());
+    for name in ["a", "c"] {
+        fs::create_dir(here.join(name)).unwrap();
+        assert!(fs::metadata(there.join(name)).unwrap().is_dir());
+        assert!(fs::metadata(here.join(name)).unwrap().is_dir());
+    }
+    // The kernel keeps the inode as long as it is in use.
+    let used = File::open(here.join("a")).unwrap();
+    thread::scope(|scope| {
+        proxy.set_both(&["mnt".to_owned()], &proxy.daemons(), Link::CUT);
+        // It looks up in the mount's memory, and then waits for the link.
+        let over = scope.spawn(|| fs::rename(here.join("c"), here.join("a")));
+        // This waits until the leases of the first mount have run out.
+        fs::rename(there.join("a"), there.join("d")).unwrap();
+        assert!(!over.is_finished());
+        proxy.heal();
+        over.join().unwrap().unwrap();
+    });
+    fs::write(here.join("d").join("file"), "content").unwrap();
+    fs::create_dir(here.join("d").join("dir")).unwrap();
+    assert_eq!(fs::read_to_string(there.join("d").join("file")).unwrap(), "content");
+    assert_eq!(names(&there), ["a", "d"]);
+    drop(used);
+}
+
 /// Guards I5.
 #[test]
 fn what_one_mount_makes_moves_or_removes_others_see_at_once() {

@@ -109,7 +109,7 @@ async fn be_greedy(client: Arc<Client>, dir: Ino, stop: Arc<AtomicBool>) -> usiz
             let (name, mut count) = (format!("greedy-{number}"), 0);
             while !stop.load(Ordering::Relaxed) {
                 client.make_node(dir, name.as_bytes(), new(NewInode::Directory)).await.expect("a directory is made");
-                client.rmdir(dir, name.as_bytes()).await.expect("a directory is removed");
+                client.rmdir(dir, name.as_bytes(), None).await.expect("a directory is removed");
                 count += 2;
             }
             count

@@ -139,6 +139,7 @@ pub fn batches() -> Vec<(&'static str, Batch)> {
         new_name: name("link"),
         mode,
         released: None,
+        seen: None,
     };
     let ops: Vec<(&str, Vec<Op>)> = vec![
         ("lease", vec![Op::LeaseInos { count: 4096 }]),
@@ -199,7 +200,7 @@ pub fn batches() -> Vec<(&'static str, Batch)> {
             vec![
                 Op::Unlink { parent: DIR, name: name("symlink"), released: Some(Ino(1026)) },
                 Op::Unlink { parent: DIR, name: name("link"), released: None },
-                Op::Rmdir { parent: ROOT, name: name("dir") },
+                Op::Rmdir { parent: ROOT, name: name("dir"), seen: None },
                 Op::ReleaseOrphans { inos: vec![Ino(1027), Ino(99)] },
             ],
         ),
