@@ -6,8 +6,8 @@
 //! - [`keys`] is the key space, [`view`] the map with changes over it, [`numbered`] the form of values that snapshots
 //!   keep, [`rules`] the version of all this.
 //! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
-//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`. [`retention`] decides which unreferenced
-//!   blocks are retained, [`token`] counts the uses of join tokens, [`tickets`] has the keys of block tickets, [`cert`] remembers what was
+//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`. [`remains`] has what ended sessions leave.
+//!   [`retention`] decides which unreferenced blocks are retained, [`token`] counts the uses of join tokens, [`tickets`] has the keys of block tickets, [`cert`] remembers what was
 //!   issued and revoked, [`audit`] what has happened to it. [`operator`] makes what operators ask for, unless they were
 //!   revoked meanwhile.
 //! - `judge` decides what a confined client may do: `subtree` knows what it may see, by `backlinks`, and `access` whose
@@ -41,6 +41,7 @@ pub mod operator;
 pub mod orphan;
 pub mod read;
 pub mod recovery;
+pub mod remains;
 pub mod repair;
 pub mod retention;
 pub mod rules;
@@ -99,7 +100,7 @@ pub enum Command {
     SetLayout(Layout),
     /// The daemons have dropped these blocks (I10).
     BlocksDropped(Vec<BlockHash>),
-    /// Continue to delete the content of removed inodes.
+    /// Continue to delete what ended sessions have left, and the content of removed inodes.
     Reap,
     /// Retain all blocks that something refers to now (I10).
     PinBlocks {
@@ -266,6 +267,8 @@ impl Command {
 
 /// Applies a command.
 pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
+    // What counts as done by one entry must not depend on which others are applied together with it here.
+    view.savepoint();
     let entry = retention::not_before_pins(view, stamped.now);
     let context = Context { now: stamped.now, entry, session: SessionId::default(), root: Ino::ROOT, copy_to: None };
     match &stamped.command {
@@ -290,6 +293,7 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
             CommandReply::Done
         }
         Command::Reap => {
+            remains::remove_some(view, &context);
             orphan::reap_some(view, &context);
             CommandReply::Done
         }

@@ -2,7 +2,7 @@
 
 use crate::Shared;
 use crate::fs::keys::Key;
-use crate::fs::{Command, blockref, orphan, retention, settings};
+use crate::fs::{Command, blockref, orphan, remains, retention, settings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -133,10 +133,11 @@ async fn retained_by(
     }
 }
 
-/// Deletes the content of removed files, piece by piece, until cancelled.
+/// Deletes what ended sessions have left and the content of removed files, piece by piece, until cancelled.
 pub async fn reap(shared: Arc<Shared>) {
     loop {
-        let waiting = shared.consensus.leads() && orphan::has_reaping(&**shared.consensus.state());
+        let state = &**shared.consensus.state();
+        let waiting = shared.consensus.leads() && (remains::are_left(state) || orphan::has_reaping(state));
         if waiting && shared.propose(Command::Reap).await.is_ok() {
             tokio::time::sleep(REAP_PAUSE).await;
         } else {

@@ -13,6 +13,7 @@
 //! | `Q` | session, ino | empty: unlinked inodes by session |
 //! | `R` | ino | empty: removed inodes whose content is still being deleted |
 //! | `S` | session | [`Session`](super::session::Session) |
+//! | `e` | session | [`Remains`](super::remains::Remains): an ended session of which something is still to be removed |
 //! | `A` | name in the certificate (hash), session | living sessions: empty, or the root of a confined one, eight bytes |
 //! | `W` | name in the certificate (hash), place in the order of ends, session | empty: ended sessions, stored for their replies |
 //! | `T` | token, session | empty: sessions by the token of their opening |
@@ -296,6 +297,18 @@ pub fn session(session: SessionId) -> Key {
 #[must_use]
 pub fn sessions() -> Range<Key> {
     below(vec![b'S'])
+}
+
+/// What is still to be removed of an ended session.
+#[must_use]
+pub fn remains(session: SessionId) -> Key {
+    key(b'e', &[session.0], &[])
+}
+
+/// All ended sessions of which something is still to be removed; the session is the first number.
+#[must_use]
+pub fn all_remains() -> Range<Key> {
+    below(vec![b'e'])
 }
 
 /// A session that lives, by the name in its certificate.

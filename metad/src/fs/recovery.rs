@@ -18,7 +18,7 @@ use super::settings::{self, NEXT_INO};
 use super::tickets;
 use super::token;
 use super::view::{KvExt, View};
-use super::{Context, cert, extent, lifetime, orphan};
+use super::{Context, cert, extent, lifetime, orphan, remains};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use wire::attr::Timestamp;
@@ -76,7 +76,7 @@ pub fn exported(key: &[u8], value: Vec<u8>) -> Option<Vec<u8>> {
         return None;
     }
     match key.first()? {
-        b'S' | b'A' | b'W' | b'T' | b'Y' | b'U' | b'Q' | b'J' | b'K' => None,
+        b'S' | b'A' | b'W' | b'e' | b'T' | b'Y' | b'U' | b'Q' | b'J' | b'K' => None,
         // A token that was used or revoked since must not be good again.
         b'F' | b'H' => None,
         // The sessions that held it are left out.
@@ -91,6 +91,14 @@ pub fn end_sessions(view: &mut View, now: Timestamp, limit: usize) -> usize {
     let living: Vec<SessionId> = session::living(view).into_iter().take(limit).collect();
     living.iter().for_each(|id| lifetime::close(view, &context, *id));
     living.len()
+}
+
+/// Removes some of what ended sessions have left. Returns 0 when nothing is left.
+pub fn release_remains(view: &mut View, now: Timestamp) -> usize {
+    let context = context(view, now);
+    let are_left = remains::are_left(view);
+    remains::remove_some(view, &context);
+    usize::from(are_left)
 }
 
 /// Removes up to `limit` inodes that have no entry and waited for sessions that are gone, and returns how many.

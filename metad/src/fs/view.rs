@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use wire::codec;
-use wire::ids::SnapshotNumber;
+use wire::ids::{RulesVersion, SnapshotNumber};
 use wire::limits::HEAD_BYTES_MAX;
 
 /// Keeps a map unchanged while it lives.
@@ -72,6 +72,20 @@ pub trait KvExt: Kv {
         pairs
     }
 
+    /// Returns the first keys of a range, at most `limit`, up to the one with which their values exceed `value_bytes`
+    /// together.
+    fn first_keys(&self, range: Range<Key>, limit: usize, value_bytes: usize) -> Vec<Key> {
+        let (mut keys, mut bytes) = (Vec::new(), 0);
+        if limit > 0 {
+            self.scan(range, &mut |key, value| {
+                keys.push(key.to_vec());
+                bytes += value.len();
+                keys.len() < limit && bytes <= value_bytes
+            });
+        }
+        keys
+    }
+
     /// Returns whether a range holds anything.
     fn any(&self, range: Range<Key>) -> bool {
         !self.pairs(range, 1).is_empty()
@@ -108,7 +122,12 @@ pub struct View<'a> {
     oversized: bool,
     /// The newest snapshot number, once it was asked for.
     newest_snapshot: OnceLock<SnapshotNumber>,
+    /// The version of the rules, once it was asked for.
+    rules: OnceLock<RulesVersion>,
 }
+
+/// The first rules under which work in the background is done in steps of a bounded size.
+pub const STEPS: RulesVersion = RulesVersion(2);
 
 /// Changes of keys after which a batch takes no further operation, about 200 MB: all of them are in memory until it
 /// ends. One operation on a file of the largest size changes half as many.
@@ -122,14 +141,20 @@ const WORK_BYTES: usize = 128;
 const REMOVED_FREE: usize = 4096;
 /// Keys read after which a batch takes no further operation: some seconds of work.
 const WORK_MAX: usize = 4 << 20;
+/// Changes of keys after which a step of what is done in the background ends: other entries go in between.
+pub(super) const STEP_CHANGES: usize = 1024;
+/// Bytes of keys and values written, or of values read at once, after which such a step ends.
+pub(super) const STEP_BYTES: usize = 4 << 20;
+/// Keys read after which such a step ends.
+const STEP_WORK: usize = 1 << 17;
 
 impl<'a> View<'a> {
     /// Makes a view without changes.
     #[must_use]
     pub fn new(base: &'a dyn Kv) -> Self {
         let (changes, undo, work) = (BTreeMap::new(), Vec::new(), AtomicUsize::new(0));
-        let newest_snapshot = OnceLock::new();
-        Self { base, changes, undo, changed_bytes: 0, removed: 0, work, oversized: false, newest_snapshot }
+        let (newest_snapshot, rules) = (OnceLock::new(), OnceLock::new());
+        Self { base, changes, undo, changed_bytes: 0, removed: 0, work, oversized: false, newest_snapshot, rules }
     }
 
     /// Sets a key.
@@ -160,9 +185,19 @@ impl<'a> View<'a> {
         *self.newest_snapshot.get_or_init(|| self.over().load(keys::NEWEST_SNAPSHOT).unwrap_or_default())
     }
 
+    /// Returns the version of the rules that hold; 0 before a cluster is founded. It is looked up once, and counts as no
+    /// work.
+    #[must_use]
+    pub fn rules(&self) -> RulesVersion {
+        *self.rules.get_or_init(|| self.over().load(keys::RULES).unwrap_or_default())
+    }
+
     fn change(&mut self, key: Key, value: Option<Vec<u8>>) {
         if key == keys::NEWEST_SNAPSHOT {
             self.newest_snapshot = OnceLock::new();
+        }
+        if key == keys::RULES {
+            self.rules = OnceLock::new();
         }
         // The replaced value is not counted: whether `changes` holds it depends on what else is applied together here.
         self.changed_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
@@ -188,6 +223,16 @@ impl<'a> View<'a> {
             || self.work.load(Ordering::Relaxed) >= WORK_MAX
     }
 
+    /// Returns whether so much was done since the savepoint that a step of what is done in the background ends. All
+    /// replicas agree on that, too.
+    #[must_use]
+    pub fn is_step_full(&self) -> bool {
+        let is_much = self.undo.len() >= STEP_CHANGES
+            || self.changed_bytes >= STEP_BYTES
+            || self.work.load(Ordering::Relaxed) >= STEP_WORK;
+        is_much && self.rules() >= STEPS
+    }
+
     /// Returns whether a value was left out since the savepoint because it is too large: then the batch must be undone.
     #[must_use]
     pub fn is_oversized(&self) -> bool {
@@ -201,7 +246,7 @@ impl<'a> View<'a> {
     /// Undoes everything since the savepoint.
     pub fn rollback(&mut self) {
         (self.changed_bytes, self.removed, self.oversized) = (0, 0, false);
-        self.newest_snapshot = OnceLock::new();
+        (self.newest_snapshot, self.rules) = (OnceLock::new(), OnceLock::new());
         while let Some((key, before)) = self.undo.pop() {
             match before {
                 Some(before) => self.changes.insert(key, before),

@@ -3,6 +3,7 @@
 mod conflicts;
 mod damage;
 mod duplicates;
+mod endings;
 mod model;
 mod plain;
 mod replicas;

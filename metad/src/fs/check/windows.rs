@@ -11,7 +11,7 @@ use wire::ids::{ChunkIndex, Ino, SessionId};
 use wire::message::check::{FindingKind, Repair};
 
 pub(super) fn check(check: &mut Check) {
-    let living = indexes::living(check);
+    let holding = indexes::holding(check);
     let (mut first, mut count, mut greatest) = (Ino(0), 0, Ino(0));
     loop {
         let rows = Rows { rows: Vec::new(), first, end: None, lost: BTreeSet::new() };
@@ -21,9 +21,9 @@ pub(super) fn check(check: &mut Check) {
         entries::check(check, &mut rows);
         extents(check, &mut rows);
         attributes(check, &mut rows);
-        orphans(check, &mut rows, &living);
+        orphans(check, &mut rows, &holding);
         reaping(check, &mut rows);
-        locks(check, &mut rows, &living);
+        locks(check, &mut rows, &holding);
         if check.ended {
             return;
         }
@@ -123,7 +123,7 @@ fn attributes(check: &mut Check, rows: &mut Rows) {
     }
 }
 
-fn orphans(check: &mut Check, rows: &mut Rows, living: &BTreeSet<SessionId>) {
+fn orphans(check: &mut Check, rows: &mut Rows, holding: &BTreeSet<SessionId>) {
     check.scan(rows.keys(b'O'), 8, |check, key, value| {
         let Some(holders) = check.decode::<BTreeSet<SessionId>>(key, value) else { return };
         let ino = Ino(keys::first(key));
@@ -137,7 +137,7 @@ fn orphans(check: &mut Check, rows: &mut Rows, living: &BTreeSet<SessionId>) {
                     None
                 } else if named {
                     Some("waits to be let go, and has an entry")
-                } else if holders.is_empty() || !holders.is_subset(living) {
+                } else if holders.is_empty() || !holders.is_subset(holding) {
                     Some("is unlinked, and waits for nobody, or for a session that has ended")
                 } else {
                     None
@@ -169,7 +169,7 @@ fn reaping(check: &mut Check, rows: &mut Rows) {
     });
 }
 
-fn locks(check: &mut Check, rows: &mut Rows, living: &BTreeSet<SessionId>) {
+fn locks(check: &mut Check, rows: &mut Rows, holding: &BTreeSet<SessionId>) {
     check.scan(rows.keys(b'K'), 8, |check, key, value| {
         let Some(holders) = lock::decode_holders(value) else { return check.undecodable(key) };
         let ino = Ino(keys::first(key));
@@ -177,7 +177,7 @@ fn locks(check: &mut Check, rows: &mut Rows, living: &BTreeSet<SessionId>) {
         if rows.get(ino).is_none() {
             let what = "has locks, and is not there".to_owned();
             check.found(FindingKind::StaleLock, format!("inode {ino}"), what, repair);
-        } else if !holders.is_subset(living) {
+        } else if !holders.is_subset(holding) {
             let what = "is locked by a session that has ended".to_owned();
             check.found(FindingKind::StaleLock, places::of(check.kv, ino), what, repair);
         }
