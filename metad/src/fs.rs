@@ -179,6 +179,9 @@ pub enum Refused {
     NoSession,
     /// The reply was acknowledged and is forgotten, or the batch's number is out of the window.
     OutOfWindow,
+    /// The batches before it in its entry of the log did as much as one entry may do. It left nothing behind, and may be
+    /// sent again.
+    EntryFull,
 }
 
 /// The result of a command, for the node that proposed it.
@@ -268,16 +271,22 @@ impl Command {
 /// Applies a command.
 pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
     // What counts as done by one entry must not depend on which others are applied together with it here.
-    view.savepoint();
+    view.begin_entry();
     let entry = retention::not_before_pins(view, stamped.now);
     let context = Context { now: stamped.now, entry, session: SessionId::default(), root: Ino::ROOT, copy_to: None };
     match &stamped.command {
         Command::Init { cluster, replicas, min_sync } => {
             settings::init(view, stamped.now, cluster, *replicas, *min_sync)
         }
-        Command::Batches(batches) => CommandReply::Batches(
-            batches.iter().map(|(session, batch)| session::apply_batch(view, &context, *session, batch)).collect(),
-        ),
+        Command::Batches(batches) => {
+            let outcomes = batches.iter().map(|(session, batch)| {
+                if view.is_entry_full() {
+                    return Err(Refused::EntryFull);
+                }
+                session::apply_batch(view, &context, *session, batch)
+            });
+            CommandReply::Batches(outcomes.collect())
+        }
         Command::OpenSession(opening) => lifetime::open(view, &context, opening),
         Command::CloseSessions(sessions) => {
             for session in sessions {

@@ -4,7 +4,7 @@ use super::Context;
 use super::blockref;
 use super::inode::Inode;
 use super::keys;
-use super::view::{Kv, KvExt, View, decode_stored};
+use super::view::{Kv, KvExt, STEPS, View, decode_stored};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -16,8 +16,10 @@ use wire::op::{OpReply, RangeAction};
 
 /// Collapse and insert work in units of this, as ext4's do with its block size.
 const SHIFT_UNIT: u64 = 4096;
-/// Extents that one operation moves or shares: as many as a terabyte in full blocks has.
+/// Extents that one operation moves or shares, and that one write replaces: as many as a terabyte in full blocks has.
 const MOVED_EXTENTS_MAX: usize = 262_144;
+/// Extents that a write replaces even if its batch has done as much as it may: what it writes has a bound of its own.
+const REPLACED_EXTENTS_FREE: usize = 64;
 /// Bytes that one operation allocates, with one extent per chunk.
 const ALLOCATED_BYTES_MAX: u64 = 1 << 40;
 /// Extents on one page of an answer.
@@ -70,6 +72,16 @@ pub(super) fn overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>) -> Vec<Exte
     found
 }
 
+/// Returns whether one of the extents that overlap `range` is as asked for.
+pub(super) fn any_overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, is_so: impl Fn(&Extent) -> bool) -> bool {
+    let mut found = false;
+    visit_overlapping(kv, ino, range, &mut |extent| {
+        found = is_so(&extent);
+        !found
+    });
+    found
+}
+
 /// Calls `visit` with the extents that overlap `range`, in order, until it returns false.
 ///
 /// No extent crosses a chunk's border, so one that begins before the range can only begin within the same chunk.
@@ -94,10 +106,42 @@ fn insert(view: &mut View, ino: Ino, extent: Extent) {
     view.store(keys::extent(ino, file_off), &StoredExtent { written, len, source, version });
 }
 
-/// Removes what `range` covers, and shortens extents that reach over its ends.
-pub(super) fn cut_range(view: &mut View, context: &Context, inode: &mut Inode, range: Range<u64>) {
+/// Removes what `range` covers, to be replaced or moved, and shortens extents that reach over its ends.
+///
+/// # Errors
+/// When that is more than one operation may do. What it has changed must be undone.
+fn cut_range(view: &mut View, context: &Context, inode: &mut Inode, range: Range<u64>) -> Result<(), FsError> {
+    let found = few_overlapping(view, inode.attr.ino, &range)?;
+    cut(view, context, inode, &range, found);
+    Ok(())
+}
+
+/// Returns the extents that overlap `range`, in order, if they are not too many for one operation.
+fn few_overlapping(view: &View, ino: Ino, range: &Range<u64>) -> Result<Vec<Extent>, FsError> {
+    let mut found = Vec::new();
+    let most = if view.rules() >= STEPS { MOVED_EXTENTS_MAX } else { usize::MAX };
+    visit_overlapping(view, ino, range, &mut |extent| {
+        found.push(extent);
+        found.len() <= most
+    });
+    match found.len() {
+        count if count > most => Err(FsError::TooLarge),
+        count if count > REPLACED_EXTENTS_FREE && most < usize::MAX && view.is_exhausted() => {
+            Err(FsError::ArgumentTooLarge)
+        }
+        _ => Ok(found),
+    }
+}
+
+/// Removes what `range` covers, however much that is.
+pub(super) fn clear_range(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>) {
+    let found = overlapping(view, inode.attr.ino, range);
+    cut(view, context, inode, range, found);
+}
+
+fn cut(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>, found: Vec<Extent>) {
     let ino = inode.attr.ino;
-    for extent in overlapping(view, ino, &range) {
+    for extent in found {
         let whole = extent.range();
         let left = (whole.start < range.start).then(|| extent.slice(&(whole.start..range.start)));
         let right = (whole.end > range.end).then(|| extent.slice(&(range.end..whole.end)));
@@ -118,10 +162,10 @@ pub(super) fn cut_range(view: &mut View, context: &Context, inode: &mut Inode, r
 }
 
 /// Puts a write in place of what was there, with the inode's current version, cut at chunk borders.
-pub(super) fn place(view: &mut View, context: &Context, inode: &mut Inode, write: &ExtentWrite) {
+fn place(view: &mut View, context: &Context, inode: &mut Inode, write: &ExtentWrite) -> Result<(), FsError> {
     let whole =
         Extent { file_off: write.file_off, len: write.len, source: write.source.clone(), version: inode.attr.version };
-    cut_range(view, context, inode, whole.range());
+    cut_range(view, context, inode, whole.range())?;
     let mut start = whole.file_off;
     while start < whole.range().end {
         let end = (start - start % CHUNK_BYTES + CHUNK_BYTES).min(whole.range().end);
@@ -133,21 +177,30 @@ pub(super) fn place(view: &mut View, context: &Context, inode: &mut Inode, write
         insert(view, inode.attr.ino, part);
         start = end;
     }
+    Ok(())
 }
 
 /// Puts writes, ordered by offset, in place of what was there.
-pub(super) fn place_all(view: &mut View, context: &Context, inode: &mut Inode, writes: &[ExtentWrite]) {
+///
+/// # Errors
+/// When that is more than one operation may do. What it has changed must be undone.
+pub(super) fn place_all(
+    view: &mut View,
+    context: &Context,
+    inode: &mut Inode,
+    writes: &[ExtentWrite],
+) -> Result<(), FsError> {
     let mut writes = writes.iter();
-    let Some(mut run) = writes.next().cloned() else { return };
+    let Some(mut run) = writes.next().cloned() else { return Ok(()) };
     for write in writes {
         if continues(&run, write) {
             run.len += write.len;
         } else {
-            place(view, context, inode, &run);
+            place(view, context, inode, &run)?;
             run = write.clone();
         }
     }
-    place(view, context, inode, &run);
+    place(view, context, inode, &run)
 }
 
 /// Returns whether `next` continues `before`, in the file and in the block: then one extent can stand for both.
@@ -205,16 +258,16 @@ pub(super) fn range_op(
     inode.attr.version = inode.attr.version.next();
     match action {
         RangeAction::Allocate { keep_size } => {
-            fill_holes(view, context, &mut inode, &range);
+            fill_holes(view, context, &mut inode, &range)?;
             grow(&mut inode, range.end, keep_size);
         }
         RangeAction::Zero { keep_size } => {
             let zeros = ExtentWrite { file_off: range.start, len: range.end - range.start, source: Source::Zero };
-            place(view, context, &mut inode, &zeros);
+            place(view, context, &mut inode, &zeros)?;
             grow(&mut inode, range.end, keep_size);
         }
         RangeAction::Punch => {
-            cut_range(view, context, &mut inode, range.clone());
+            clear_range(view, context, &mut inode, &range);
             inode.mark_cut(range.start, range.end);
         }
         RangeAction::Collapse => collapse(view, context, &mut inode, &range)?,
@@ -231,10 +284,10 @@ fn grow(inode: &mut Inode, end: u64, keep_size: bool) {
     }
 }
 
-fn fill_holes(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>) {
+fn fill_holes(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>) -> Result<(), FsError> {
     let mut at = range.start;
     let mut holes = Vec::new();
-    for extent in overlapping(view, inode.attr.ino, range) {
+    for extent in few_overlapping(view, inode.attr.ino, range)? {
         if extent.file_off > at {
             holes.push(at..extent.file_off);
         }
@@ -245,8 +298,9 @@ fn fill_holes(view: &mut View, context: &Context, inode: &mut Inode, range: &Ran
     }
     for hole in holes {
         let zeros = ExtentWrite { file_off: hole.start, len: hole.end - hole.start, source: Source::Zero };
-        place(view, context, inode, &zeros);
+        place(view, context, inode, &zeros)?;
     }
+    Ok(())
 }
 
 fn check_shift(view: &View, inode: &Inode, range: &Range<u64>) -> Result<(), FsError> {
@@ -273,7 +327,7 @@ fn collapse(view: &mut View, context: &Context, inode: &mut Inode, range: &Range
     if range.end >= inode.attr.size {
         return Err(FsError::Invalid);
     }
-    let moved = take_from(view, context, inode, range.start);
+    let moved = take_from(view, context, inode, range.start)?;
     let len = range.end - range.start;
     let mut writes = Vec::with_capacity(moved.len());
     for mut write in moved {
@@ -286,7 +340,7 @@ fn collapse(view: &mut View, context: &Context, inode: &mut Inode, range: &Range
         write.file_off -= len;
         writes.push(write);
     }
-    place_all(view, context, inode, &writes);
+    place_all(view, context, inode, &writes)?;
     inode.attr.size -= len;
     inode.mark_cut(range.start, u64::MAX);
     Ok(())
@@ -298,21 +352,21 @@ fn insert_hole(view: &mut View, context: &Context, inode: &mut Inode, range: &Ra
     if inode.attr.size + len > FILE_BYTES_MAX {
         return Err(FsError::TooLarge);
     }
-    let mut moved = take_from(view, context, inode, range.start);
+    let mut moved = take_from(view, context, inode, range.start)?;
     for write in &mut moved {
         write.file_off += len;
     }
-    place_all(view, context, inode, &moved);
+    place_all(view, context, inode, &moved)?;
     inode.attr.size += len;
     inode.mark_cut(range.start, u64::MAX);
     Ok(())
 }
 
 /// Takes everything from `start` on out of the file, and returns it as writes that would put it back.
-fn take_from(view: &mut View, context: &Context, inode: &mut Inode, start: u64) -> Vec<ExtentWrite> {
+fn take_from(view: &mut View, context: &Context, inode: &mut Inode, start: u64) -> Result<Vec<ExtentWrite>, FsError> {
     let taken = writes_of(view, inode.attr.ino, &(start..u64::MAX));
-    cut_range(view, context, inode, start..u64::MAX);
-    taken
+    cut_range(view, context, inode, start..u64::MAX)?;
+    Ok(taken)
 }
 
 fn writes_of(view: &View, ino: Ino, range: &Range<u64>) -> Vec<ExtentWrite> {
@@ -349,12 +403,12 @@ pub(super) fn clone_range(
         check_count(view, src, &(src_off..src_off + len))?;
         let mut writes = writes_of(view, src, &(src_off..src_off + len));
         target.attr.version = target.attr.version.next();
-        cut_range(view, context, &mut target, dst_off..end);
+        cut_range(view, context, &mut target, dst_off..end)?;
         target.mark_cut(dst_off, end);
         for write in &mut writes {
             write.file_off = write.file_off - src_off + dst_off;
         }
-        place_all(view, context, &mut target, &writes);
+        place_all(view, context, &mut target, &writes)?;
         target.attr.size = target.attr.size.max(end);
         target.modified(context.now);
         target.save(view);

@@ -6,7 +6,8 @@
 //!
 //! - 1: the first ones.
 //! - 2: what ended sessions leave is removed in steps, and `Command::Reap` has a bound in keys and bytes
-//!   ([`STEPS`](super::view::STEPS)).
+//!   ([`STEPS`](super::view::STEPS)). An entry takes no batches beyond its budget, keys that it has removed count as work,
+//!   and what one write replaces has a bound.
 
 use super::keys;
 use super::view::{Kv, KvExt, View};
