@@ -6,7 +6,8 @@
 //! - [`keys`] is the key space, [`view`] the map with changes over it, [`numbered`] the form of values that snapshots
 //!   keep, [`rules`] the version of all this.
 //! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
-//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`. [`remains`] has what ended sessions leave.
+//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`. [`remains`] has what ended sessions leave,
+//!   [`hidden`] what was cut off files, which `clearing` removes. [`uses`] finds the files of a block.
 //!   [`retention`] decides which unreferenced blocks are retained, [`token`] counts the uses of join tokens, [`tickets`] has the keys of block tickets, [`cert`] remembers what was
 //!   issued and revoked, [`audit`] what has happened to it. [`operator`] makes what operators ask for, unless they were
 //!   revoked meanwhile.
@@ -25,10 +26,12 @@ pub(crate) mod borders;
 pub mod cert;
 pub mod cert_keys;
 pub mod check;
+mod clearing;
 mod commit;
 mod deferred;
 pub(crate) mod dentry;
 pub mod extent;
+pub mod hidden;
 mod index;
 pub mod inode;
 pub mod journal_keys;
@@ -52,6 +55,7 @@ pub mod tickets;
 pub mod token;
 pub mod token_keys;
 pub mod trust;
+pub mod uses;
 pub mod view;
 mod walks;
 mod xattr;
@@ -100,7 +104,7 @@ pub enum Command {
     SetLayout(Layout),
     /// The daemons have dropped these blocks (I10).
     BlocksDropped(Vec<BlockHash>),
-    /// Continue to delete what ended sessions have left, and the content of removed inodes.
+    /// Continue to delete what ended sessions have left, the content of removed inodes, and what was cut off others.
     Reap,
     /// Retain all blocks that something refers to now (I10).
     PinBlocks {
@@ -161,6 +165,8 @@ pub enum Command {
     SetTrust(SignedTrust),
     /// A key that signs block tickets from now on.
     AddTicketKey(TicketKey),
+    /// What was cut off these files is removed, and does not count as allocated any more.
+    SettleCuts(Vec<Ino>),
 }
 
 /// A command with the time at which the leader accepted it.
@@ -304,6 +310,7 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::Reap => {
             remains::remove_some(view, &context);
             orphan::reap_some(view, &context);
+            clearing::remove_some(view, &context);
             CommandReply::Done
         }
         Command::PinBlocks { name, keep_ms } => retention::pin(view, (stamped.now, entry), name, *keep_ms),
@@ -334,6 +341,10 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::SetTrust(_) => CommandReply::Stale,
         Command::ByOperator { asker, change } => operator::apply(view, stamped, asker, change),
         Command::AddTicketKey(key) => tickets::add(view, key),
+        Command::SettleCuts(inos) => {
+            clearing::settle(view, inos);
+            CommandReply::Done
+        }
     }
 }
 

@@ -2,15 +2,15 @@
 
 use super::Context;
 use super::blockref;
+use super::hidden;
 use super::inode::Inode;
 use super::keys;
 use super::view::{Kv, KvExt, STEPS, View, decode_stored};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 use std::ops::Range;
 use wire::FsError;
 use wire::extent::{Extent, ExtentWrite, Source};
-use wire::ids::{BlockHash, Ino, SnapshotNumber, Version};
+use wire::ids::{Ino, SnapshotNumber, Version};
 use wire::limits::{CHUNK_BYTES, FILE_BYTES_MAX, HEAD_BYTES_MAX, INLINE_BYTES_MAX};
 use wire::op::{OpReply, RangeAction};
 
@@ -20,6 +20,9 @@ const SHIFT_UNIT: u64 = 4096;
 const MOVED_EXTENTS_MAX: usize = 262_144;
 /// Extents that a write replaces even if its batch has done as much as it may: what it writes has a bound of its own.
 const REPLACED_EXTENTS_FREE: usize = 64;
+/// Extents that are cut off at once: of a file of 64 GiB in full blocks. A cut of more hides them, and they are removed
+/// in steps.
+const CUT_AT_ONCE: usize = 16_384;
 /// Bytes that one operation allocates, with one extent per chunk.
 const ALLOCATED_BYTES_MAX: u64 = 1 << 40;
 /// Extents on one page of an answer.
@@ -38,7 +41,7 @@ struct StoredExtent {
     version: Version,
 }
 
-fn from_pair(key: &[u8], value: &[u8]) -> Extent {
+pub(super) fn from_pair(key: &[u8], value: &[u8]) -> Extent {
     let StoredExtent { len, source, version, .. } = decode_stored(key, value);
     Extent { file_off: keys::extent_parts(key).1, len, source, version }
 }
@@ -62,7 +65,7 @@ pub(super) fn decode(key: &[u8], value: &[u8]) -> Option<Extent> {
     Some(Extent { file_off: keys::extent_parts(key).1, len, source, version })
 }
 
-/// Returns the extents that overlap `range`, in order.
+/// Returns the extents that overlap `range`, in order, without the hidden ones.
 pub(super) fn overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>) -> Vec<Extent> {
     let mut found = Vec::new();
     visit_overlapping(kv, ino, range, &mut |extent| {
@@ -82,10 +85,18 @@ pub(super) fn any_overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, is_so: 
     found
 }
 
+/// Calls `visit` with the extents that overlap `range`, in order and without the hidden ones, until it returns false.
+fn visit_overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, visit: &mut dyn FnMut(Extent) -> bool) {
+    let hidden = hidden::of(kv, ino);
+    visit_stored(kv, ino, range, &mut |extent| {
+        hidden::covers(&hidden, extent.file_off, extent.version) || visit(extent)
+    });
+}
+
 /// Calls `visit` with the extents that overlap `range`, in order, until it returns false.
 ///
 /// No extent crosses a chunk's border, so one that begins before the range can only begin within the same chunk.
-fn visit_overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, visit: &mut dyn FnMut(Extent) -> bool) {
+fn visit_stored(kv: &dyn Kv, ino: Ino, range: &Range<u64>, visit: &mut dyn FnMut(Extent) -> bool) {
     let from = range.start - range.start % CHUNK_BYTES;
     // The one extent that reaches into the range from before it is the last that starts before its first byte.
     if let Some((key, value)) = kv.last(keys::extent(ino, from)..keys::extent(ino, range.start)) {
@@ -111,16 +122,16 @@ fn insert(view: &mut View, ino: Ino, extent: Extent) {
 /// # Errors
 /// When that is more than one operation may do. What it has changed must be undone.
 fn cut_range(view: &mut View, context: &Context, inode: &mut Inode, range: Range<u64>) -> Result<(), FsError> {
-    let found = few_overlapping(view, inode.attr.ino, &range)?;
+    let found = few_stored(view, inode.attr.ino, &range)?;
     cut(view, context, inode, &range, found);
     Ok(())
 }
 
 /// Returns the extents that overlap `range`, in order, if they are not too many for one operation.
-fn few_overlapping(view: &View, ino: Ino, range: &Range<u64>) -> Result<Vec<Extent>, FsError> {
+fn few_stored(view: &View, ino: Ino, range: &Range<u64>) -> Result<Vec<Extent>, FsError> {
     let mut found = Vec::new();
     let most = if view.rules() >= STEPS { MOVED_EXTENTS_MAX } else { usize::MAX };
-    visit_overlapping(view, ino, range, &mut |extent| {
+    visit_stored(view, ino, range, &mut |extent| {
         found.push(extent);
         found.len() <= most
     });
@@ -133,13 +144,39 @@ fn few_overlapping(view: &View, ino: Ino, range: &Range<u64>) -> Result<Vec<Exte
     }
 }
 
-/// Removes what `range` covers, however much that is.
-pub(super) fn clear_range(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>) {
-    let found = overlapping(view, inode.attr.ino, range);
+/// Removes what `range` covers, however much that is: from a certain number of extents on they are hidden. The inode has
+/// the version already that the cut makes.
+///
+/// # Errors
+/// `Busy` when too many such cuts of the file are under way. What this has changed must be undone.
+pub(super) fn clear_range(
+    view: &mut View,
+    context: &Context,
+    inode: &mut Inode,
+    range: &Range<u64>,
+) -> Result<(), FsError> {
+    let (ino, mut found) = (inode.attr.ino, Vec::new());
+    let most = if view.rules() >= STEPS { CUT_AT_ONCE } else { usize::MAX };
+    visit_stored(view, ino, range, &mut |extent| {
+        found.push(extent);
+        found.len() <= most
+    });
+    if found.len() <= most {
+        cut(view, context, inode, range, found);
+        return Ok(());
+    }
+    // What reaches over the ends is shortened, so that each extent is hidden as a whole, or not at all.
+    found.retain(|extent| extent.file_off < range.start);
+    let chunk = range.end - range.end % CHUNK_BYTES;
+    let last = view.last(keys::extent(ino, chunk)..keys::extent(ino, range.end));
+    let last = last.map(|(key, value)| from_pair(&key, &value));
+    found.extend(last.filter(|extent| extent.range().end > range.end));
     cut(view, context, inode, range, found);
+    hidden::hide(view, ino, range, inode.attr.version)
 }
 
-fn cut(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>, found: Vec<Extent>) {
+/// Removes what `range` covers of these extents.
+pub(super) fn cut(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>, found: Vec<Extent>) {
     let ino = inode.attr.ino;
     for extent in found {
         let whole = extent.range();
@@ -220,8 +257,13 @@ pub(super) fn count_in_chunk(view: &View, ino: Ino, offset: u64, limit: usize) -
     let start = offset - offset % CHUNK_BYTES;
     let range = keys::extent(ino, start)..keys::extent(ino, start + CHUNK_BYTES);
     let mut count = 0_usize;
-    view.scan(range, &mut |_, _| {
-        count += 1;
+    let hidden = hidden::of(view, ino);
+    view.scan(range, &mut |key, value| {
+        let is_hidden = || {
+            let extent = from_pair(key, value);
+            hidden::covers(&hidden, extent.file_off, extent.version)
+        };
+        count += usize::from(hidden.ranges.is_empty() || !is_hidden());
         count < limit
     });
     count as u32
@@ -267,7 +309,7 @@ pub(super) fn range_op(
             grow(&mut inode, range.end, keep_size);
         }
         RangeAction::Punch => {
-            clear_range(view, context, &mut inode, &range);
+            clear_range(view, context, &mut inode, &range)?;
             inode.mark_cut(range.start, range.end);
         }
         RangeAction::Collapse => collapse(view, context, &mut inode, &range)?,
@@ -287,7 +329,10 @@ fn grow(inode: &mut Inode, end: u64, keep_size: bool) {
 fn fill_holes(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>) -> Result<(), FsError> {
     let mut at = range.start;
     let mut holes = Vec::new();
-    for extent in few_overlapping(view, inode.attr.ino, range)? {
+    let hidden = hidden::of(view, inode.attr.ino);
+    let mut found = few_stored(view, inode.attr.ino, range)?;
+    found.retain(|extent| !hidden::covers(&hidden, extent.file_off, extent.version));
+    for extent in found {
         if extent.file_off > at {
             holes.push(at..extent.file_off);
         }
@@ -314,7 +359,7 @@ fn check_shift(view: &View, inode: &Inode, range: &Range<u64>) -> Result<(), FsE
 /// Checks that one operation may move or share the extents of a range.
 fn check_count(view: &View, ino: Ino, range: &Range<u64>) -> Result<(), FsError> {
     let mut count = 0;
-    visit_overlapping(view, ino, range, &mut |_| {
+    visit_stored(view, ino, range, &mut |_| {
         count += 1;
         count <= MOVED_EXTENTS_MAX
     });
@@ -419,7 +464,7 @@ pub(super) fn clone_range(
 /// Returns a page of a file's extents.
 pub(super) fn page(kv: &dyn Kv, inode: &Inode, range: &Range<u64>) -> wire::op::ExtentPage {
     let (mut extents, mut inline_bytes, mut more_from) = (Vec::new(), 0, None);
-    visit_overlapping(kv, inode.attr.ino, range, &mut |extent| {
+    let mut take = |extent: Extent| {
         if extents.len() >= PAGE_EXTENTS || inline_bytes >= PAGE_INLINE_BYTES {
             more_from = Some(extent.file_off);
             return false;
@@ -427,37 +472,12 @@ pub(super) fn page(kv: &dyn Kv, inode: &Inode, range: &Range<u64>) -> wire::op::
         inline_bytes += extent.inline_bytes();
         extents.push(extent);
         true
-    });
-    wire::op::ExtentPage { version: inode.attr.version, size: inode.attr.size, extents, more_from }
-}
-
-/// Bytes of a file that lie in a block.
-pub type Use = (BlockHash, Ino, Range<u64>);
-
-/// Returns up to `limit` extents that read from these blocks, in the order of inodes and offsets, after `after`. Also
-/// returns where to go on; `None` at the end.
-pub fn uses(
-    kv: &dyn Kv,
-    hashes: &BTreeSet<BlockHash>,
-    after: Option<(Ino, u64)>,
-    limit: usize,
-) -> (Vec<Use>, Option<(Ino, u64)>) {
-    let Range { mut start, end } = keys::all_extents();
-    if let Some((ino, offset)) = after {
-        start = [keys::extent(ino, offset).as_slice(), &[0]].concat();
+    };
+    // A file of which nothing was ever cut off has nothing that is hidden.
+    if inode.cuts.is_empty() {
+        visit_stored(kv, inode.attr.ino, range, &mut take);
+    } else {
+        visit_overlapping(kv, inode.attr.ino, range, &mut take);
     }
-    let (mut found, mut next) = (Vec::new(), None);
-    kv.scan(start..end, &mut |key, value| {
-        if key.len() == 17
-            && let Some(extent) = decode(key, value)
-            && let Source::Block { hash, .. } = extent.source
-            && hashes.contains(&hash)
-        {
-            let (ino, offset) = keys::extent_parts(key);
-            found.push((hash, ino, offset..offset.saturating_add(extent.len)));
-            next = (found.len() >= limit).then_some((ino, offset));
-        }
-        next.is_none()
-    });
-    (found, next)
+    wire::op::ExtentPage { version: inode.attr.version, size: inode.attr.size, extents, more_from }
 }

@@ -9,6 +9,7 @@
 //! | `X` | ino, attribute name | value |
 //! | `B` | policy, block hash | reference count, stored length, time of the last release |
 //! | `Z` | milliseconds, policy, block hash | empty: blocks without references, oldest first |
+//! | `h` | ino | [`HiddenContent`](super::hidden::HiddenContent): cut off, and being removed |
 //! | `O` | ino | sessions that may still hold a handle on the unlinked inode |
 //! | `Q` | session, ino | empty: unlinked inodes by session |
 //! | `R` | ino | empty: removed inodes whose content is still being deleted |
@@ -148,6 +149,18 @@ pub fn all_extents() -> Range<Key> {
 #[must_use]
 pub fn extent_parts(key: &[u8]) -> (Ino, u64) {
     (Ino(number_at(key, 1)), number_at(key, 9))
+}
+
+/// What was cut off a file and is being removed.
+#[must_use]
+pub fn hidden(ino: Ino) -> Key {
+    key(b'h', &[ino.0], &[])
+}
+
+/// All files of which something was cut off and is being removed; the inode is the first number.
+#[must_use]
+pub fn all_hidden() -> Range<Key> {
+    below(vec![b'h'])
 }
 
 /// An extended attribute.

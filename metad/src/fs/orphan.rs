@@ -116,6 +116,10 @@ pub(super) fn remove(view: &mut View, context: &Context, ino: Ino) {
     });
     attributes.into_iter().for_each(|key| view.delete(key));
     super::lock::forget_inode(view, ino);
+    // What is hidden goes with the rest.
+    if view.get(&keys::hidden(ino)).is_some() {
+        view.delete(keys::hidden(ino));
+    }
     inodes_changed(view, -1);
     if extent::reap(view, context, ino, REMOVED_EXTENTS) >= REMOVED_EXTENTS {
         view.put(keys::reaping(ino), Vec::new());

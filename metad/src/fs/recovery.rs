@@ -9,6 +9,7 @@
 //! Each step changes part of the state and is repeated until nothing is left to do. [`crate::recovery`] runs the steps
 //! while nobody serves the state.
 
+use super::hidden::HiddenContent;
 use super::inode::Inode;
 use super::journal_keys;
 use super::keys::{self, Key};
@@ -119,8 +120,8 @@ fn context(view: &View, now: Timestamp) -> Context {
 
 /// Returns the tables whose values hold versions.
 #[must_use]
-pub fn versioned() -> [Range<Key>; 3] {
-    [keys::inodes(), keys::all_extents(), journal_keys::all_journals()]
+pub fn versioned() -> [Range<Key>; 4] {
+    [keys::inodes(), keys::all_extents(), keys::all_hidden(), journal_keys::all_journals()]
 }
 
 /// Shifts the versions in up to `limit` values of a range, beginning after the key `after`, which is set to the last of
@@ -162,6 +163,13 @@ fn shifted(key: &[u8], value: &[u8], by: u64) -> Result<Vec<u8>, Error> {
             Ok(codec::encode(&inode))
         }
         Some(b'E') => extent::with_version(value, next),
+        Some(b'h') => {
+            let mut hidden: HiddenContent = codec::decode(value)?;
+            for range in &mut hidden.ranges {
+                range.version = next(range.version)?;
+            }
+            Ok(codec::encode(&hidden))
+        }
         _ => {
             let mut position: JournalPosition = codec::decode(value)?;
             for file in &mut position.files {

@@ -7,7 +7,7 @@
 //! - 1: the first ones.
 //! - 2: what ended sessions leave is removed in steps, and `Command::Reap` has a bound in keys and bytes
 //!   ([`STEPS`](super::view::STEPS)). An entry takes no batches beyond its budget, keys that it has removed count as work,
-//!   and what one write replaces has a bound.
+//!   and what one write replaces has a bound. A cut of very many extents hides them.
 
 use super::keys;
 use super::view::{Kv, KvExt, View};

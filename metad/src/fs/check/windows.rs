@@ -4,6 +4,7 @@
 use super::rows::{Row, Rows};
 use super::{Check, entries, indexes, places};
 use crate::fs::extent;
+use crate::fs::hidden::HiddenContent;
 use crate::fs::inode::Inode;
 use crate::fs::{keys, lock, numbered, settings};
 use std::collections::BTreeSet;
@@ -20,6 +21,7 @@ pub(super) fn check(check: &mut Check) {
         greatest = rows.rows.last().map_or(greatest, |row| row.ino);
         entries::check(check, &mut rows);
         extents(check, &mut rows);
+        hidden(check, &mut rows);
         attributes(check, &mut rows);
         orphans(check, &mut rows, &holding);
         reaping(check, &mut rows);
@@ -96,6 +98,20 @@ fn extents(check: &mut Check, rows: &mut Rows) {
                 check.found(FindingKind::Leftover, format!("inode {ino}"), what, repair);
             }
             None => {}
+        }
+    });
+}
+
+fn hidden(check: &mut Check, rows: &mut Rows) {
+    check.scan(rows.keys(b'h'), 8, |check, key, value| {
+        let Some(content) = check.decode::<HiddenContent>(key, value) else { return };
+        let ino = Ino(keys::first(key));
+        if let Some(row) = rows.get(ino) {
+            // The inode counts what is removed until all of it is.
+            row.bytes = row.bytes.saturating_add(content.freed);
+        } else {
+            let what = "has content that was cut off, and is not there".to_owned();
+            check.found(FindingKind::Leftover, format!("inode {ino}"), what, Some(Repair::Index(key.to_vec())));
         }
     });
 }

@@ -9,7 +9,7 @@ use wire::ids::{BatchSeq, Ino, RulesVersion, SessionId};
 use wire::op::{Batch, Lock, LockFamily, NewInode, Op};
 
 /// Keys that one entry changes at most here: those of a step, and those that belong to the last file or session of it.
-const ENTRY_CHANGES_MAX: usize = 1024 + 512;
+pub(super) const ENTRY_CHANGES_MAX: usize = 1024 + 512;
 
 fn lock(ino: Ino, start: u64) -> Op {
     let family = LockFamily::Posix;
@@ -17,7 +17,7 @@ fn lock(ino: Ino, start: u64) -> Op {
 }
 
 /// Applies commands in groups, each with one write. Returns how many keys a group changed at most.
-fn replay(kv: &mut MemoryKv, commands: &[Stamped], group: usize) -> usize {
+pub(super) fn replay(kv: &mut MemoryKv, commands: &[Stamped], group: usize) -> usize {
     let mut most = 0;
     for commands in commands.chunks(group) {
         let mut view = View::new(kv);
