@@ -10,7 +10,7 @@ use super::Context;
 use super::keys;
 use super::lock;
 use super::orphan;
-use super::session::forget_used;
+use super::session::{self, forget_used};
 use super::view::{Kv, KvExt, STEP_BYTES, View, decode_stored};
 use serde::{Deserialize, Serialize};
 use wire::codec;
@@ -46,7 +46,13 @@ pub(super) fn remove_some(view: &mut View, context: &Context) {
         if view.is_step_full() {
             return;
         }
-        go_on(view, context, SessionId(keys::first(&key)), decode_stored(&key, &value));
+        let id = SessionId(keys::first(&key));
+        if session::find(view, id).is_some() {
+            // The state is damaged: nothing is taken from a session that lives.
+            view.delete(key);
+        } else {
+            go_on(view, context, id, decode_stored(&key, &value));
+        }
     }
 }
 
