@@ -6,8 +6,9 @@
 //! - [`keys`] is the key space, [`view`] the map with changes over it, [`numbered`] the form of values that snapshots
 //!   keep, [`rules`] the version of all this.
 //! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
-//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`. [`retention`] decides which unreferenced
-//!   blocks are retained, [`token`] counts the uses of join tokens, [`tickets`] has the keys of block tickets, [`cert`] remembers what was
+//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`. [`remains`] has what ended sessions leave,
+//!   [`hidden`] what was cut off files, which `clearing` removes. [`uses`] finds the files of a block.
+//!   [`retention`] decides which unreferenced blocks are retained, [`token`] counts the uses of join tokens, [`tickets`] has the keys of block tickets, [`cert`] remembers what was
 //!   issued and revoked, [`audit`] what has happened to it. [`operator`] makes what operators ask for, unless they were
 //!   revoked meanwhile.
 //! - `judge` decides what a confined client may do: `subtree` knows what it may see, by `backlinks`, and `access` whose
@@ -25,10 +26,12 @@ pub(crate) mod borders;
 pub mod cert;
 pub mod cert_keys;
 pub mod check;
+mod clearing;
 mod commit;
 mod deferred;
 pub(crate) mod dentry;
 pub mod extent;
+pub mod hidden;
 mod index;
 pub mod inode;
 pub mod journal_keys;
@@ -41,6 +44,7 @@ pub mod operator;
 pub mod orphan;
 pub mod read;
 pub mod recovery;
+pub mod remains;
 pub mod repair;
 pub mod retention;
 pub mod rules;
@@ -51,6 +55,7 @@ pub mod tickets;
 pub mod token;
 pub mod token_keys;
 pub mod trust;
+pub mod uses;
 pub mod view;
 mod walks;
 mod xattr;
@@ -99,7 +104,7 @@ pub enum Command {
     SetLayout(Layout),
     /// The daemons have dropped these blocks (I10).
     BlocksDropped(Vec<BlockHash>),
-    /// Continue to delete the content of removed inodes.
+    /// Continue to delete what ended sessions have left, the content of removed inodes, and what was cut off others.
     Reap,
     /// Retain all blocks that something refers to now (I10).
     PinBlocks {
@@ -160,6 +165,8 @@ pub enum Command {
     SetTrust(SignedTrust),
     /// A key that signs block tickets from now on.
     AddTicketKey(TicketKey),
+    /// What was cut off these files is removed, and does not count as allocated any more.
+    SettleCuts(Vec<Ino>),
 }
 
 /// A command with the time at which the leader accepted it.
@@ -178,6 +185,9 @@ pub enum Refused {
     NoSession,
     /// The reply was acknowledged and is forgotten, or the batch's number is out of the window.
     OutOfWindow,
+    /// The batches before it in its entry of the log did as much as one entry may do. It left nothing behind, and may be
+    /// sent again.
+    EntryFull,
 }
 
 /// The result of a command, for the node that proposed it.
@@ -266,15 +276,23 @@ impl Command {
 
 /// Applies a command.
 pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
+    // What counts as done by one entry must not depend on which others are applied together with it here.
+    view.begin_entry();
     let entry = retention::not_before_pins(view, stamped.now);
     let context = Context { now: stamped.now, entry, session: SessionId::default(), root: Ino::ROOT, copy_to: None };
     match &stamped.command {
         Command::Init { cluster, replicas, min_sync } => {
             settings::init(view, stamped.now, cluster, *replicas, *min_sync)
         }
-        Command::Batches(batches) => CommandReply::Batches(
-            batches.iter().map(|(session, batch)| session::apply_batch(view, &context, *session, batch)).collect(),
-        ),
+        Command::Batches(batches) => {
+            let outcomes = batches.iter().map(|(session, batch)| {
+                if view.is_entry_full() {
+                    return Err(Refused::EntryFull);
+                }
+                session::apply_batch(view, &context, *session, batch)
+            });
+            CommandReply::Batches(outcomes.collect())
+        }
         Command::OpenSession(opening) => lifetime::open(view, &context, opening),
         Command::CloseSessions(sessions) => {
             for session in sessions {
@@ -290,7 +308,9 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
             CommandReply::Done
         }
         Command::Reap => {
+            remains::remove_some(view, &context);
             orphan::reap_some(view, &context);
+            clearing::remove_some(view, &context);
             CommandReply::Done
         }
         Command::PinBlocks { name, keep_ms } => retention::pin(view, (stamped.now, entry), name, *keep_ms),
@@ -321,6 +341,10 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::SetTrust(_) => CommandReply::Stale,
         Command::ByOperator { asker, change } => operator::apply(view, stamped, asker, change),
         Command::AddTicketKey(key) => tickets::add(view, key),
+        Command::SettleCuts(inos) => {
+            clearing::settle(view, inos);
+            CommandReply::Done
+        }
     }
 }
 

@@ -127,6 +127,7 @@ impl Node {
         tasks.spawn(init(shared.clone()));
         tasks.spawn(gc::run(shared.clone()));
         tasks.spawn(gc::reap(shared.clone()));
+        tasks.spawn(gc::settle_cuts(shared.clone()));
         tasks.spawn(server::expire_silent(shared.clone()));
         tasks.spawn(watch::run(shared.clone()));
         tasks.spawn(revocations::run(shared.clone()));

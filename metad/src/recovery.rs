@@ -248,6 +248,7 @@ async fn go_on(
     let damaged = |reason| Error::Recovery(format!("the state is damaged ({reason}): use another backup or survivor"));
     let work = || {
         while change(store, |view| Ok(recovery::end_sessions(view, now, SESSIONS_OR_INODES_AT_ONCE)))? > 0 {}
+        while change(store, |view| Ok(recovery::release_remains(view, now)))? > 0 {}
         while change(store, |view| Ok(recovery::drop_orphans(view, now, SESSIONS_OR_INODES_AT_ONCE)))? > 0 {}
         for range in recovery::versioned() {
             let mut after = None;

@@ -1,15 +1,16 @@
 //! Deletion of blocks that nothing refers to (I10), and of the content of removed files.
 
 use crate::Shared;
+use crate::error::ProposeError;
 use crate::fs::keys::Key;
-use crate::fs::{Command, blockref, orphan, retention, settings};
+use crate::fs::{Command, Stamped, blockref, hidden, orphan, remains, retention, settings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use wire::attr::Timestamp;
-use wire::ids::BlockHash;
+use wire::ids::{BlockHash, Ino, SessionId};
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::tls::Role;
 
@@ -23,6 +24,8 @@ const DROP_TIMEOUT: Duration = Duration::from_secs(20);
 const RETAINED_PAUSE: Duration = Duration::from_millis(200);
 /// Pause between pieces of a removed file: other commands go in between.
 const REAP_PAUSE: Duration = Duration::from_millis(5);
+/// Files whose cuts are settled together.
+const SETTLED_AT_ONCE: usize = 64;
 /// The machine's clock was set forward if it has gained more than this between two looks at it.
 const CLOCK_GAIN_MAX: Duration = Duration::from_secs(1);
 
@@ -133,16 +136,47 @@ async fn retained_by(
     }
 }
 
-/// Deletes the content of removed files, piece by piece, until cancelled.
+/// Deletes what ended sessions have left, the content of removed files, and what was cut off others, piece by piece, until
+/// cancelled.
 pub async fn reap(shared: Arc<Shared>) {
     loop {
-        let waiting = shared.consensus.leads() && orphan::has_reaping(&**shared.consensus.state());
+        let state = &**shared.consensus.state();
+        let is_left =
+            || remains::are_left(state) || orphan::has_reaping(state) || !hidden::unfinished(state, 1).is_empty();
+        let waiting = shared.consensus.leads() && is_left();
         if waiting && shared.propose(Command::Reap).await.is_ok() {
             tokio::time::sleep(REAP_PAUSE).await;
         } else {
             tokio::time::sleep(ROUND_PAUSE / 5).await;
         }
     }
+}
+
+/// Corrects how much files take of which something was cut off, once all of it is removed, until cancelled.
+pub async fn settle_cuts(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(ROUND_PAUSE / 5).await;
+        let inos = if shared.consensus.leads() {
+            hidden::finished(&**shared.consensus.state(), SETTLED_AT_ONCE)
+        } else {
+            Vec::new()
+        };
+        if !inos.is_empty()
+            && let Err(error) = settle(&shared, inos).await
+        {
+            tracing::debug!(%error, "what was cut off files is deducted later");
+        }
+    }
+}
+
+/// Corrects attributes of files once nobody answers from a cache how much they take.
+async fn settle(shared: &Shared, inos: Vec<Ino>) -> Result<(), ProposeError> {
+    let Some(term) = shared.consensus.leadership() else { return Err(ProposeError::Unknown) };
+    shared.wait_for_others(None).await?;
+    // There is no session: whatever any session has cached is recalled.
+    let _changing = shared.begin_change(term, SessionId::default(), (inos.clone(), Vec::new()), false).await?;
+    let stamped = Stamped { now: shared.clock.now(), command: Command::SettleCuts(inos) };
+    shared.consensus.propose_in(Some(term), stamped).await.map(|_| ())
 }
 
 #[cfg(test)]

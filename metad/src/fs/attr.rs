@@ -1,6 +1,6 @@
 //! Changes of attributes.
 
-use super::extent::cut_range;
+use super::extent::clear_range;
 use super::inode::Inode;
 use super::view::View;
 use super::{Context, acl};
@@ -42,7 +42,7 @@ fn truncate(view: &mut View, context: &Context, inode: &mut Inode, size: u64) ->
     }
     inode.attr.version = inode.attr.version.next();
     if size < inode.attr.size {
-        cut_range(view, context, inode, size..u64::MAX);
+        clear_range(view, context, inode, &(size..u64::MAX))?;
         inode.mark_cut(size, u64::MAX);
     }
     inode.attr.size = size;

@@ -7,7 +7,7 @@
 use super::Context;
 use super::acl;
 use super::dentry;
-use super::extent::{count_in_chunk, overlapping, place_all};
+use super::extent::{any_overlapping, count_in_chunk, overlapping, place_all};
 use super::inode::Inode;
 use super::keys;
 use super::numbered;
@@ -72,7 +72,7 @@ pub(super) fn commit(view: &mut View, context: &Context, ino: Ino, commit: &Comm
         None
     };
     if conflict.is_none() {
-        write(view, context, &mut inode, &writes);
+        write(view, context, &mut inode, &writes)?;
         if commit.clear_privileges {
             inode.attr.clear_privileges();
         }
@@ -133,15 +133,16 @@ fn touched_since(view: &View, inode: &Inode, commit: &Commit, writes: &[ExtentWr
     writes.iter().any(|write| {
         let range = write.file_off..write.file_off + write.len;
         inode.was_cut_since(commit.base, &range)
-            || overlapping(view, inode.attr.ino, &range).iter().any(|extent| foreign(extent.version))
+            || any_overlapping(view, inode.attr.ino, &range, |extent| foreign(extent.version))
     })
 }
 
-fn write(view: &mut View, context: &Context, inode: &mut Inode, writes: &[ExtentWrite]) {
+fn write(view: &mut View, context: &Context, inode: &mut Inode, writes: &[ExtentWrite]) -> Result<(), FsError> {
     inode.attr.version = inode.attr.version.next();
-    place_all(view, context, inode, writes);
+    place_all(view, context, inode, writes)?;
     let end = writes.last().map_or(0, |last| last.file_off + last.len);
     inode.attr.size = inode.attr.size.max(end);
+    Ok(())
 }
 
 /// Where the conflict copy of a confined client's commit stands, after which name it is named, and whose it is.
@@ -188,9 +189,9 @@ fn make_copy(
         .into_iter()
         .map(|extent| ExtentWrite { file_off: extent.file_off, len: extent.len, source: extent.source })
         .collect();
-    write(view, context, &mut copy, &present);
+    write(view, context, &mut copy, &present)?;
     copy.attr.size = original.attr.size;
-    write(view, context, &mut copy, commit.writes);
+    write(view, context, &mut copy, commit.writes)?;
     if commit.clear_privileges {
         copy.attr.clear_privileges();
     }

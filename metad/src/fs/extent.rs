@@ -2,22 +2,27 @@
 
 use super::Context;
 use super::blockref;
+use super::hidden;
 use super::inode::Inode;
 use super::keys;
-use super::view::{Kv, KvExt, View, decode_stored};
+use super::view::{Kv, KvExt, STEPS, View, decode_stored};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 use std::ops::Range;
 use wire::FsError;
 use wire::extent::{Extent, ExtentWrite, Source};
-use wire::ids::{BlockHash, Ino, SnapshotNumber, Version};
+use wire::ids::{Ino, SnapshotNumber, Version};
 use wire::limits::{CHUNK_BYTES, FILE_BYTES_MAX, HEAD_BYTES_MAX, INLINE_BYTES_MAX};
 use wire::op::{OpReply, RangeAction};
 
 /// Collapse and insert work in units of this, as ext4's do with its block size.
 const SHIFT_UNIT: u64 = 4096;
-/// Extents that one operation moves or shares: as many as a terabyte in full blocks has.
+/// Extents that one operation moves or shares, and that one write replaces: as many as a terabyte in full blocks has.
 const MOVED_EXTENTS_MAX: usize = 262_144;
+/// Extents that a write replaces even if its batch has done as much as it may: what it writes has a bound of its own.
+const REPLACED_EXTENTS_FREE: usize = 64;
+/// Extents that are cut off at once: of a file of 64 GiB in full blocks. A cut of more hides them, and they are removed
+/// in steps.
+const CUT_AT_ONCE: usize = 16_384;
 /// Bytes that one operation allocates, with one extent per chunk.
 const ALLOCATED_BYTES_MAX: u64 = 1 << 40;
 /// Extents on one page of an answer.
@@ -36,7 +41,7 @@ struct StoredExtent {
     version: Version,
 }
 
-fn from_pair(key: &[u8], value: &[u8]) -> Extent {
+pub(super) fn from_pair(key: &[u8], value: &[u8]) -> Extent {
     let StoredExtent { len, source, version, .. } = decode_stored(key, value);
     Extent { file_off: keys::extent_parts(key).1, len, source, version }
 }
@@ -60,7 +65,7 @@ pub(super) fn decode(key: &[u8], value: &[u8]) -> Option<Extent> {
     Some(Extent { file_off: keys::extent_parts(key).1, len, source, version })
 }
 
-/// Returns the extents that overlap `range`, in order.
+/// Returns the extents that overlap `range`, in order, without the hidden ones.
 pub(super) fn overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>) -> Vec<Extent> {
     let mut found = Vec::new();
     visit_overlapping(kv, ino, range, &mut |extent| {
@@ -70,10 +75,28 @@ pub(super) fn overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>) -> Vec<Exte
     found
 }
 
+/// Returns whether one of the extents that overlap `range` is as asked for.
+pub(super) fn any_overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, is_so: impl Fn(&Extent) -> bool) -> bool {
+    let mut found = false;
+    visit_overlapping(kv, ino, range, &mut |extent| {
+        found = is_so(&extent);
+        !found
+    });
+    found
+}
+
+/// Calls `visit` with the extents that overlap `range`, in order and without the hidden ones, until it returns false.
+fn visit_overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, visit: &mut dyn FnMut(Extent) -> bool) {
+    let hidden = hidden::of(kv, ino);
+    visit_stored(kv, ino, range, &mut |extent| {
+        hidden::covers(&hidden, extent.file_off, extent.version) || visit(extent)
+    });
+}
+
 /// Calls `visit` with the extents that overlap `range`, in order, until it returns false.
 ///
 /// No extent crosses a chunk's border, so one that begins before the range can only begin within the same chunk.
-fn visit_overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, visit: &mut dyn FnMut(Extent) -> bool) {
+fn visit_stored(kv: &dyn Kv, ino: Ino, range: &Range<u64>, visit: &mut dyn FnMut(Extent) -> bool) {
     let from = range.start - range.start % CHUNK_BYTES;
     // The one extent that reaches into the range from before it is the last that starts before its first byte.
     if let Some((key, value)) = kv.last(keys::extent(ino, from)..keys::extent(ino, range.start)) {
@@ -94,10 +117,68 @@ fn insert(view: &mut View, ino: Ino, extent: Extent) {
     view.store(keys::extent(ino, file_off), &StoredExtent { written, len, source, version });
 }
 
-/// Removes what `range` covers, and shortens extents that reach over its ends.
-pub(super) fn cut_range(view: &mut View, context: &Context, inode: &mut Inode, range: Range<u64>) {
+/// Removes what `range` covers, to be replaced or moved, and shortens extents that reach over its ends.
+///
+/// # Errors
+/// When that is more than one operation may do. What it has changed must be undone.
+fn cut_range(view: &mut View, context: &Context, inode: &mut Inode, range: Range<u64>) -> Result<(), FsError> {
+    let found = few_stored(view, inode.attr.ino, &range)?;
+    cut(view, context, inode, &range, found);
+    Ok(())
+}
+
+/// Returns the extents that overlap `range`, in order, if they are not too many for one operation.
+fn few_stored(view: &View, ino: Ino, range: &Range<u64>) -> Result<Vec<Extent>, FsError> {
+    let mut found = Vec::new();
+    let most = if view.rules() >= STEPS { MOVED_EXTENTS_MAX } else { usize::MAX };
+    visit_stored(view, ino, range, &mut |extent| {
+        found.push(extent);
+        found.len() <= most
+    });
+    match found.len() {
+        count if count > most => Err(FsError::TooLarge),
+        count if count > REPLACED_EXTENTS_FREE && most < usize::MAX && view.is_exhausted() => {
+            Err(FsError::ArgumentTooLarge)
+        }
+        _ => Ok(found),
+    }
+}
+
+/// Removes what `range` covers, however much that is: from a certain number of extents on they are hidden. The inode has
+/// the version already that the cut makes.
+///
+/// # Errors
+/// `Busy` when too many such cuts of the file are under way. What this has changed must be undone.
+pub(super) fn clear_range(
+    view: &mut View,
+    context: &Context,
+    inode: &mut Inode,
+    range: &Range<u64>,
+) -> Result<(), FsError> {
+    let (ino, mut found) = (inode.attr.ino, Vec::new());
+    let most = if view.rules() >= STEPS { CUT_AT_ONCE } else { usize::MAX };
+    visit_stored(view, ino, range, &mut |extent| {
+        found.push(extent);
+        found.len() <= most
+    });
+    if found.len() <= most {
+        cut(view, context, inode, range, found);
+        return Ok(());
+    }
+    // What reaches over the ends is shortened, so that each extent is hidden as a whole, or not at all.
+    found.retain(|extent| extent.file_off < range.start);
+    let chunk = range.end - range.end % CHUNK_BYTES;
+    let last = view.last(keys::extent(ino, chunk)..keys::extent(ino, range.end));
+    let last = last.map(|(key, value)| from_pair(&key, &value));
+    found.extend(last.filter(|extent| extent.range().end > range.end));
+    cut(view, context, inode, range, found);
+    hidden::hide(view, ino, range, inode.attr.version)
+}
+
+/// Removes what `range` covers of these extents.
+pub(super) fn cut(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>, found: Vec<Extent>) {
     let ino = inode.attr.ino;
-    for extent in overlapping(view, ino, &range) {
+    for extent in found {
         let whole = extent.range();
         let left = (whole.start < range.start).then(|| extent.slice(&(whole.start..range.start)));
         let right = (whole.end > range.end).then(|| extent.slice(&(range.end..whole.end)));
@@ -118,10 +199,10 @@ pub(super) fn cut_range(view: &mut View, context: &Context, inode: &mut Inode, r
 }
 
 /// Puts a write in place of what was there, with the inode's current version, cut at chunk borders.
-pub(super) fn place(view: &mut View, context: &Context, inode: &mut Inode, write: &ExtentWrite) {
+fn place(view: &mut View, context: &Context, inode: &mut Inode, write: &ExtentWrite) -> Result<(), FsError> {
     let whole =
         Extent { file_off: write.file_off, len: write.len, source: write.source.clone(), version: inode.attr.version };
-    cut_range(view, context, inode, whole.range());
+    cut_range(view, context, inode, whole.range())?;
     let mut start = whole.file_off;
     while start < whole.range().end {
         let end = (start - start % CHUNK_BYTES + CHUNK_BYTES).min(whole.range().end);
@@ -133,21 +214,30 @@ pub(super) fn place(view: &mut View, context: &Context, inode: &mut Inode, write
         insert(view, inode.attr.ino, part);
         start = end;
     }
+    Ok(())
 }
 
 /// Puts writes, ordered by offset, in place of what was there.
-pub(super) fn place_all(view: &mut View, context: &Context, inode: &mut Inode, writes: &[ExtentWrite]) {
+///
+/// # Errors
+/// When that is more than one operation may do. What it has changed must be undone.
+pub(super) fn place_all(
+    view: &mut View,
+    context: &Context,
+    inode: &mut Inode,
+    writes: &[ExtentWrite],
+) -> Result<(), FsError> {
     let mut writes = writes.iter();
-    let Some(mut run) = writes.next().cloned() else { return };
+    let Some(mut run) = writes.next().cloned() else { return Ok(()) };
     for write in writes {
         if continues(&run, write) {
             run.len += write.len;
         } else {
-            place(view, context, inode, &run);
+            place(view, context, inode, &run)?;
             run = write.clone();
         }
     }
-    place(view, context, inode, &run);
+    place(view, context, inode, &run)
 }
 
 /// Returns whether `next` continues `before`, in the file and in the block: then one extent can stand for both.
@@ -167,8 +257,13 @@ pub(super) fn count_in_chunk(view: &View, ino: Ino, offset: u64, limit: usize) -
     let start = offset - offset % CHUNK_BYTES;
     let range = keys::extent(ino, start)..keys::extent(ino, start + CHUNK_BYTES);
     let mut count = 0_usize;
-    view.scan(range, &mut |_, _| {
-        count += 1;
+    let hidden = hidden::of(view, ino);
+    view.scan(range, &mut |key, value| {
+        let is_hidden = || {
+            let extent = from_pair(key, value);
+            hidden::covers(&hidden, extent.file_off, extent.version)
+        };
+        count += usize::from(hidden.ranges.is_empty() || !is_hidden());
         count < limit
     });
     count as u32
@@ -205,16 +300,16 @@ pub(super) fn range_op(
     inode.attr.version = inode.attr.version.next();
     match action {
         RangeAction::Allocate { keep_size } => {
-            fill_holes(view, context, &mut inode, &range);
+            fill_holes(view, context, &mut inode, &range)?;
             grow(&mut inode, range.end, keep_size);
         }
         RangeAction::Zero { keep_size } => {
             let zeros = ExtentWrite { file_off: range.start, len: range.end - range.start, source: Source::Zero };
-            place(view, context, &mut inode, &zeros);
+            place(view, context, &mut inode, &zeros)?;
             grow(&mut inode, range.end, keep_size);
         }
         RangeAction::Punch => {
-            cut_range(view, context, &mut inode, range.clone());
+            clear_range(view, context, &mut inode, &range)?;
             inode.mark_cut(range.start, range.end);
         }
         RangeAction::Collapse => collapse(view, context, &mut inode, &range)?,
@@ -231,10 +326,13 @@ fn grow(inode: &mut Inode, end: u64, keep_size: bool) {
     }
 }
 
-fn fill_holes(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>) {
+fn fill_holes(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>) -> Result<(), FsError> {
     let mut at = range.start;
     let mut holes = Vec::new();
-    for extent in overlapping(view, inode.attr.ino, range) {
+    let hidden = hidden::of(view, inode.attr.ino);
+    let mut found = few_stored(view, inode.attr.ino, range)?;
+    found.retain(|extent| !hidden::covers(&hidden, extent.file_off, extent.version));
+    for extent in found {
         if extent.file_off > at {
             holes.push(at..extent.file_off);
         }
@@ -245,8 +343,9 @@ fn fill_holes(view: &mut View, context: &Context, inode: &mut Inode, range: &Ran
     }
     for hole in holes {
         let zeros = ExtentWrite { file_off: hole.start, len: hole.end - hole.start, source: Source::Zero };
-        place(view, context, inode, &zeros);
+        place(view, context, inode, &zeros)?;
     }
+    Ok(())
 }
 
 fn check_shift(view: &View, inode: &Inode, range: &Range<u64>) -> Result<(), FsError> {
@@ -260,7 +359,7 @@ fn check_shift(view: &View, inode: &Inode, range: &Range<u64>) -> Result<(), FsE
 /// Checks that one operation may move or share the extents of a range.
 fn check_count(view: &View, ino: Ino, range: &Range<u64>) -> Result<(), FsError> {
     let mut count = 0;
-    visit_overlapping(view, ino, range, &mut |_| {
+    visit_stored(view, ino, range, &mut |_| {
         count += 1;
         count <= MOVED_EXTENTS_MAX
     });
@@ -273,7 +372,7 @@ fn collapse(view: &mut View, context: &Context, inode: &mut Inode, range: &Range
     if range.end >= inode.attr.size {
         return Err(FsError::Invalid);
     }
-    let moved = take_from(view, context, inode, range.start);
+    let moved = take_from(view, context, inode, range.start)?;
     let len = range.end - range.start;
     let mut writes = Vec::with_capacity(moved.len());
     for mut write in moved {
@@ -286,7 +385,7 @@ fn collapse(view: &mut View, context: &Context, inode: &mut Inode, range: &Range
         write.file_off -= len;
         writes.push(write);
     }
-    place_all(view, context, inode, &writes);
+    place_all(view, context, inode, &writes)?;
     inode.attr.size -= len;
     inode.mark_cut(range.start, u64::MAX);
     Ok(())
@@ -298,21 +397,21 @@ fn insert_hole(view: &mut View, context: &Context, inode: &mut Inode, range: &Ra
     if inode.attr.size + len > FILE_BYTES_MAX {
         return Err(FsError::TooLarge);
     }
-    let mut moved = take_from(view, context, inode, range.start);
+    let mut moved = take_from(view, context, inode, range.start)?;
     for write in &mut moved {
         write.file_off += len;
     }
-    place_all(view, context, inode, &moved);
+    place_all(view, context, inode, &moved)?;
     inode.attr.size += len;
     inode.mark_cut(range.start, u64::MAX);
     Ok(())
 }
 
 /// Takes everything from `start` on out of the file, and returns it as writes that would put it back.
-fn take_from(view: &mut View, context: &Context, inode: &mut Inode, start: u64) -> Vec<ExtentWrite> {
+fn take_from(view: &mut View, context: &Context, inode: &mut Inode, start: u64) -> Result<Vec<ExtentWrite>, FsError> {
     let taken = writes_of(view, inode.attr.ino, &(start..u64::MAX));
-    cut_range(view, context, inode, start..u64::MAX);
-    taken
+    cut_range(view, context, inode, start..u64::MAX)?;
+    Ok(taken)
 }
 
 fn writes_of(view: &View, ino: Ino, range: &Range<u64>) -> Vec<ExtentWrite> {
@@ -349,12 +448,12 @@ pub(super) fn clone_range(
         check_count(view, src, &(src_off..src_off + len))?;
         let mut writes = writes_of(view, src, &(src_off..src_off + len));
         target.attr.version = target.attr.version.next();
-        cut_range(view, context, &mut target, dst_off..end);
+        cut_range(view, context, &mut target, dst_off..end)?;
         target.mark_cut(dst_off, end);
         for write in &mut writes {
             write.file_off = write.file_off - src_off + dst_off;
         }
-        place_all(view, context, &mut target, &writes);
+        place_all(view, context, &mut target, &writes)?;
         target.attr.size = target.attr.size.max(end);
         target.modified(context.now);
         target.save(view);
@@ -365,7 +464,7 @@ pub(super) fn clone_range(
 /// Returns a page of a file's extents.
 pub(super) fn page(kv: &dyn Kv, inode: &Inode, range: &Range<u64>) -> wire::op::ExtentPage {
     let (mut extents, mut inline_bytes, mut more_from) = (Vec::new(), 0, None);
-    visit_overlapping(kv, inode.attr.ino, range, &mut |extent| {
+    let mut take = |extent: Extent| {
         if extents.len() >= PAGE_EXTENTS || inline_bytes >= PAGE_INLINE_BYTES {
             more_from = Some(extent.file_off);
             return false;
@@ -373,37 +472,12 @@ pub(super) fn page(kv: &dyn Kv, inode: &Inode, range: &Range<u64>) -> wire::op::
         inline_bytes += extent.inline_bytes();
         extents.push(extent);
         true
-    });
-    wire::op::ExtentPage { version: inode.attr.version, size: inode.attr.size, extents, more_from }
-}
-
-/// Bytes of a file that lie in a block.
-pub type Use = (BlockHash, Ino, Range<u64>);
-
-/// Returns up to `limit` extents that read from these blocks, in the order of inodes and offsets, after `after`. Also
-/// returns where to go on; `None` at the end.
-pub fn uses(
-    kv: &dyn Kv,
-    hashes: &BTreeSet<BlockHash>,
-    after: Option<(Ino, u64)>,
-    limit: usize,
-) -> (Vec<Use>, Option<(Ino, u64)>) {
-    let Range { mut start, end } = keys::all_extents();
-    if let Some((ino, offset)) = after {
-        start = [keys::extent(ino, offset).as_slice(), &[0]].concat();
+    };
+    // A file of which nothing was ever cut off has nothing that is hidden.
+    if inode.cuts.is_empty() {
+        visit_stored(kv, inode.attr.ino, range, &mut take);
+    } else {
+        visit_overlapping(kv, inode.attr.ino, range, &mut take);
     }
-    let (mut found, mut next) = (Vec::new(), None);
-    kv.scan(start..end, &mut |key, value| {
-        if key.len() == 17
-            && let Some(extent) = decode(key, value)
-            && let Source::Block { hash, .. } = extent.source
-            && hashes.contains(&hash)
-        {
-            let (ino, offset) = keys::extent_parts(key);
-            found.push((hash, ino, offset..offset.saturating_add(extent.len)));
-            next = (found.len() >= limit).then_some((ino, offset));
-        }
-        next.is_none()
-    });
-    (found, next)
+    wire::op::ExtentPage { version: inode.attr.version, size: inode.attr.size, extents, more_from }
 }

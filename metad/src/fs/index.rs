@@ -6,7 +6,7 @@ use super::inode::Inode;
 use super::keys::{self, Key};
 use super::session::{self, Session};
 use super::view::{Kv, KvExt, View};
-use super::{backlinks, journal_keys, lock, numbered, orphan, token_keys};
+use super::{backlinks, hidden, journal_keys, lock, numbered, orphan, remains, token_keys};
 use wire::attr::FileKind;
 use wire::ids::{BlockHash, Ino, JournalId, SessionId, TokenId};
 
@@ -33,6 +33,11 @@ pub(super) fn belongs(kv: &dyn Kv, key: &[u8]) -> Option<bool> {
     match (key.first()?, key.len()) {
         (b'A' | b'T', 17) => session_of(keys::second(key)),
         (b'W', 25) => session_of(keys::third(key)),
+        (b'e', 9) => match kv.get(&keys::session(SessionId(keys::first(key)))) {
+            None => Some(true),
+            Some(value) => Some(wire::codec::decode::<Session>(&value).ok()?.has_ended()),
+        },
+        (b'h', 9) => Some(kv.get(&keys::inode(Ino(keys::first(key)))).is_some()),
         (b'Q', 17) => {
             let holders = orphan::holders(kv, Ino(keys::second(key)))?;
             Some(holders.contains(&SessionId(keys::first(key))))
@@ -70,6 +75,8 @@ pub(super) fn belongs(kv: &dyn Kv, key: &[u8]) -> Option<bool> {
 /// Returns the value of an index key that belongs.
 fn value_of(kv: &dyn Kv, key: &[u8]) -> Vec<u8> {
     let session = match key.first() {
+        Some(b'e') => return remains::unknown(),
+        Some(b'h') => return hidden::nothing(),
         Some(b'A') => session::find(kv, SessionId(keys::second(key))),
         _ => None,
     };

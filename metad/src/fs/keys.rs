@@ -9,10 +9,12 @@
 //! | `X` | ino, attribute name | value |
 //! | `B` | policy, block hash | reference count, stored length, time of the last release |
 //! | `Z` | milliseconds, policy, block hash | empty: blocks without references, oldest first |
+//! | `h` | ino | [`HiddenContent`](super::hidden::HiddenContent): cut off, and being removed |
 //! | `O` | ino | sessions that may still hold a handle on the unlinked inode |
 //! | `Q` | session, ino | empty: unlinked inodes by session |
 //! | `R` | ino | empty: removed inodes whose content is still being deleted |
 //! | `S` | session | [`Session`](super::session::Session) |
+//! | `e` | session | [`Remains`](super::remains::Remains): an ended session of which something is still to be removed |
 //! | `A` | name in the certificate (hash), session | living sessions: empty, or the root of a confined one, eight bytes |
 //! | `W` | name in the certificate (hash), place in the order of ends, session | empty: ended sessions, stored for their replies |
 //! | `T` | token, session | empty: sessions by the token of their opening |
@@ -147,6 +149,18 @@ pub fn all_extents() -> Range<Key> {
 #[must_use]
 pub fn extent_parts(key: &[u8]) -> (Ino, u64) {
     (Ino(number_at(key, 1)), number_at(key, 9))
+}
+
+/// What was cut off a file and is being removed.
+#[must_use]
+pub fn hidden(ino: Ino) -> Key {
+    key(b'h', &[ino.0], &[])
+}
+
+/// All files of which something was cut off and is being removed; the inode is the first number.
+#[must_use]
+pub fn all_hidden() -> Range<Key> {
+    below(vec![b'h'])
 }
 
 /// An extended attribute.
@@ -296,6 +310,18 @@ pub fn session(session: SessionId) -> Key {
 #[must_use]
 pub fn sessions() -> Range<Key> {
     below(vec![b'S'])
+}
+
+/// What is still to be removed of an ended session.
+#[must_use]
+pub fn remains(session: SessionId) -> Key {
+    key(b'e', &[session.0], &[])
+}
+
+/// All ended sessions of which something is still to be removed; the session is the first number.
+#[must_use]
+pub fn all_remains() -> Range<Key> {
+    below(vec![b'e'])
 }
 
 /// A session that lives, by the name in its certificate.

@@ -6,7 +6,7 @@ use super::session::{
 };
 use super::settings::take_numbers;
 use super::view::{Kv, KvExt, View};
-use super::{CommandReply, Context, borders, lock, orphan};
+use super::{CommandReply, Context, borders, remains};
 use std::borrow::Cow;
 use wire::FsError;
 use wire::ids::{BatchSeq, Ino, SessionId};
@@ -123,38 +123,32 @@ fn take_over(view: &mut View, context: &Context, old: SessionId, opening: &Openi
     inos
 }
 
-/// `Command::CloseSessions`: releases its locks and orphans. Its replies stay for a client that was cut off and does
-/// not know the outcome of its last batches (I1), and its inode numbers stay for the session that replaces it.
+/// `Command::CloseSessions`: from now on its locks stand in nobody's way, and it holds no file open. Its replies stay for a
+/// client that was cut off and does not know the outcome of its last batches (I1), and its inode numbers stay for the
+/// session that replaces it.
 pub(super) fn close(view: &mut View, context: &Context, id: SessionId) {
     let Some(mut session) = find(view, id) else { return };
-    let context = Context { session: id, ..context.clone() };
-    lock::release_session(view, &context);
-    orphan::release_session(view, &context);
     let place = take_numbers(view, "next ended", 1, 1);
     session.ended = Some(place);
     view.store(keys::session(id), &session);
     view.delete(keys::living(&session.opening.client, id));
     view.put(keys::ended(&session.opening.client, place, id), Vec::new());
+    remains::release(view, context, id);
     let ended = view.pairs(keys::ended_of(&session.opening.client), ENDED_MAX + 1);
     if let Some((key, _)) = ended.first().filter(|_| ended.len() > ENDED_MAX) {
         view.delete(key.clone());
-        forget(view, SessionId(keys::third(key)));
+        forget(view, context, SessionId(keys::third(key)));
     }
 }
 
 /// Forgets all about a session that ended long ago.
-fn forget(view: &mut View, id: SessionId) {
+fn forget(view: &mut View, context: &Context, id: SessionId) {
     let Some(session) = find_or_ended(view, id) else { return };
-    for range in session.inos {
-        forget_used(view, range);
-    }
-    for (key, _) in view.pairs(keys::replies(id), usize::MAX) {
-        view.delete(key);
-    }
     if let Some(token) = session.opening.token {
         view.delete(keys::token(token, id));
     }
     view.delete(keys::session(id));
+    remains::forget(view, context, id, session.inos);
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::inode::Inode;
 use super::keys;
 use super::session;
 use super::subtree::{self, Scope};
-use super::view::{Kv, KvExt, View};
+use super::view::{Kv, KvExt, STEP_CHANGES, View};
 use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
@@ -45,12 +45,16 @@ fn load(kv: &dyn Kv, ino: Ino) -> Vec<HeldLock> {
     kv.load(&keys::locks(ino)).unwrap_or_default()
 }
 
-fn save(view: &mut View, ino: Ino, session: SessionId, held: &[HeldLock]) {
+fn save_all(view: &mut View, ino: Ino, held: &[HeldLock]) {
     if held.is_empty() {
         view.delete(keys::locks(ino));
     } else {
         view.store(keys::locks(ino), &held);
     }
+}
+
+fn save(view: &mut View, ino: Ino, session: SessionId, held: &[HeldLock]) {
+    save_all(view, ino, held);
     if held.iter().any(|held| held.session == session) {
         view.put(keys::session_lock(session, ino), Vec::new());
     } else {
@@ -97,14 +101,14 @@ fn joined(mut held: Vec<HeldLock>) -> Vec<HeldLock> {
     ranges
 }
 
-/// Returns those of some sessions that are of confined clients who do not see an inode any more. Their locks on it stand in
-/// nobody's way.
-fn without_sight(kv: &dyn Kv, inode: &Inode, holders: impl Iterator<Item = SessionId>) -> BTreeSet<SessionId> {
+/// Returns those of some sessions whose locks on an inode stand in nobody's way: sessions that have ended, whose locks are
+/// removed in steps, and those of confined clients who do not see the inode any more.
+fn without_say(kv: &dyn Kv, inode: &Inode, holders: impl Iterator<Item = SessionId>) -> BTreeSet<SessionId> {
     let roots = OnceCell::new();
     let holders: BTreeSet<SessionId> = holders.collect();
     let has_lost = |id: &SessionId| {
-        let confined = session::find(kv, *id).and_then(|session| session.opening.confined);
-        confined.is_some_and(|confined| {
+        let Some(session) = session::find(kv, *id) else { return true };
+        session.opening.confined.is_some_and(|confined| {
             let scope = Scope { root: confined.root, session: *id };
             !scope.is_among(kv, inode, roots.get_or_init(|| subtree::roots_of(kv, inode)))
         })
@@ -120,10 +124,11 @@ pub(super) fn set(view: &mut View, context: &Context, ino: Ino, lock: &Lock) -> 
     }
     let mut held = load(view, ino);
     let in_the_way = held.iter().filter(|held| held.conflicts(context.session, lock));
-    let lost = without_sight(view, &inode, in_the_way.map(|held| held.session));
+    let lost = without_say(view, &inode, in_the_way.map(|held| held.session));
     if !lost.is_empty() {
         held.retain(|held| !lost.contains(&held.session));
-        lost.iter().for_each(|session| save(view, ino, *session, &held));
+        save_all(view, ino, &held);
+        lost.iter().for_each(|session| view.delete(keys::session_lock(*session, ino)));
     }
     if held.iter().any(|held| held.conflicts(context.session, lock)) {
         return Err(FsError::WouldBlock);
@@ -168,7 +173,7 @@ pub(super) fn conflicting(kv: &dyn Kv, session: SessionId, ino: Ino, wanted: &Lo
     if !held.is_empty()
         && let Some(inode) = kv.load::<Inode>(&keys::inode(ino))
     {
-        let lost = without_sight(kv, &inode, held.iter().map(|held| held.session));
+        let lost = without_say(kv, &inode, held.iter().map(|held| held.session));
         held.retain(|held| !lost.contains(&held.session));
     }
     held.into_iter().map(|held| held.lock).min_by_key(|lock| lock.start)
@@ -194,13 +199,22 @@ pub(super) fn retain(view: &mut View, ino: Ino, living: &BTreeSet<SessionId>) ->
     !ended.is_empty()
 }
 
-/// Releases the locks of a session that has ended.
-pub(super) fn release_session(view: &mut View, context: &Context) {
-    for (key, _) in view.pairs(keys::session_locks(context.session), usize::MAX) {
-        let ino = Ino(keys::second(&key));
-        let mut held = load(view, ino);
-        held.retain(|held| held.session != context.session);
-        save(view, ino, context.session, &held);
+/// Removes locks of a session that has ended, as many as fit in the step. Returns whether none is left.
+pub(super) fn release_session(view: &mut View, context: &Context) -> bool {
+    loop {
+        let locked = view.first_keys(keys::session_locks(context.session), STEP_CHANGES, usize::MAX);
+        if locked.is_empty() {
+            return true;
+        }
+        for key in &locked {
+            if view.is_step_full() {
+                return false;
+            }
+            let ino = Ino(keys::second(key));
+            let mut held = load(view, ino);
+            held.retain(|held| held.session != context.session);
+            save(view, ino, context.session, &held);
+        }
     }
 }
 

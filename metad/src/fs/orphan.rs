@@ -11,7 +11,7 @@ use super::keys;
 use super::session;
 use super::settings::inodes_changed;
 use super::subtree;
-use super::view::{Kv, KvExt, View};
+use super::view::{Kv, KvExt, STEP_CHANGES, View};
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use wire::ids::{Ino, SessionId};
@@ -56,11 +56,11 @@ pub(super) fn release(view: &mut View, context: &Context, ino: Ino) {
     if view.get(&held).is_none() {
         return;
     }
+    view.delete(held);
     let Some(mut holders) = view.load::<BTreeSet<SessionId>>(&keys::orphan(ino)) else { return };
     if !holders.remove(&context.session) {
         return;
     }
-    view.delete(held);
     if holders.is_empty() {
         view.delete(keys::orphan(ino));
         remove(view, context, ino);
@@ -69,10 +69,19 @@ pub(super) fn release(view: &mut View, context: &Context, ino: Ino) {
     }
 }
 
-/// Releases all inodes that a session held open which has ended.
-pub(super) fn release_session(view: &mut View, context: &Context) {
-    for ino in of_session(view, context.session, Ino(0), usize::MAX) {
-        release(view, context, ino);
+/// Releases inodes that a session held open which has ended, as many as fit in the step. Returns whether none is left.
+pub(super) fn release_session(view: &mut View, context: &Context) -> bool {
+    loop {
+        let held = of_session(view, context.session, Ino(0), STEP_CHANGES);
+        if held.is_empty() {
+            return true;
+        }
+        for ino in held {
+            if view.is_step_full() {
+                return false;
+            }
+            release(view, context, ino);
+        }
     }
 }
 
@@ -107,6 +116,10 @@ pub(super) fn remove(view: &mut View, context: &Context, ino: Ino) {
     });
     attributes.into_iter().for_each(|key| view.delete(key));
     super::lock::forget_inode(view, ino);
+    // What is hidden goes with the rest.
+    if view.get(&keys::hidden(ino)).is_some() {
+        view.delete(keys::hidden(ino));
+    }
     inodes_changed(view, -1);
     if extent::reap(view, context, ino, REMOVED_EXTENTS) >= REMOVED_EXTENTS {
         view.put(keys::reaping(ino), Vec::new());
@@ -116,9 +129,10 @@ pub(super) fn remove(view: &mut View, context: &Context, ino: Ino) {
 /// Applies `Command::Reap`.
 pub(super) fn reap_some(view: &mut View, context: &Context) {
     let mut left = REAP_EXTENTS;
-    while left > 0
-        && let Some((key, _)) = view.pairs(keys::all_reaping(), 1).pop()
-    {
+    for key in view.first_keys(keys::all_reaping(), REAP_EXTENTS, usize::MAX) {
+        if left == 0 || view.is_step_full() {
+            return;
+        }
         let removed = extent::reap(view, context, Ino(keys::first(&key)), left);
         if removed < left {
             view.delete(key);

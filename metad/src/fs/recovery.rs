@@ -10,6 +10,7 @@
 //! Each step changes part of the state and is repeated until nothing is left to do. [`crate::recovery`] runs the steps
 //! while nobody serves the state.
 
+use super::hidden::HiddenContent;
 use super::inode::Inode;
 use super::journal_keys;
 use super::keys::{self, Key};
@@ -19,7 +20,7 @@ use super::settings::{self, NEXT_INO};
 use super::tickets;
 use super::token;
 use super::view::{KvExt, View};
-use super::{Context, cert, extent, lifetime, orphan, trust};
+use super::{Context, cert, extent, lifetime, orphan, remains, trust};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use wire::attr::Timestamp;
@@ -84,7 +85,7 @@ pub fn exported(key: &[u8], value: Vec<u8>) -> Option<Vec<u8>> {
         return None;
     }
     match key.first()? {
-        b'S' | b'A' | b'W' | b'T' | b'Y' | b'U' | b'Q' | b'J' | b'K' => None,
+        b'S' | b'A' | b'W' | b'e' | b'T' | b'Y' | b'U' | b'Q' | b'J' | b'K' => None,
         // A token that was used or revoked since must not be good again.
         b'F' | b'H' => None,
         // The sessions that held it are left out.
@@ -99,6 +100,14 @@ pub fn end_sessions(view: &mut View, now: Timestamp, limit: usize) -> usize {
     let living: Vec<SessionId> = session::living(view).into_iter().take(limit).collect();
     living.iter().for_each(|id| lifetime::close(view, &context, *id));
     living.len()
+}
+
+/// Removes some of what ended sessions have left. Returns 0 when nothing is left.
+pub fn release_remains(view: &mut View, now: Timestamp) -> usize {
+    let context = context(view, now);
+    let are_left = remains::are_left(view);
+    remains::remove_some(view, &context);
+    usize::from(are_left)
 }
 
 /// Removes up to `limit` inodes that have no entry and waited for sessions that are gone, and returns how many.
@@ -119,8 +128,8 @@ fn context(view: &View, now: Timestamp) -> Context {
 
 /// Returns the tables whose values hold versions.
 #[must_use]
-pub fn versioned() -> [Range<Key>; 3] {
-    [keys::inodes(), keys::all_extents(), journal_keys::all_journals()]
+pub fn versioned() -> [Range<Key>; 4] {
+    [keys::inodes(), keys::all_extents(), keys::all_hidden(), journal_keys::all_journals()]
 }
 
 /// Shifts the versions in up to `limit` values of a range, beginning after the key `after`, which is set to the last of
@@ -162,6 +171,13 @@ fn shifted(key: &[u8], value: &[u8], by: u64) -> Result<Vec<u8>, Error> {
             Ok(codec::encode(&inode))
         }
         Some(b'E') => extent::with_version(value, next),
+        Some(b'h') => {
+            let mut hidden: HiddenContent = codec::decode(value)?;
+            for range in &mut hidden.ranges {
+                range.version = next(range.version)?;
+            }
+            Ok(codec::encode(&hidden))
+        }
         _ => {
             let mut position: JournalPosition = codec::decode(value)?;
             for file in &mut position.files {

@@ -3,6 +3,11 @@
 //!
 //! A metad knows all rules up to [`KNOWN`]. It uses no state that was made under newer ones, wherever it comes from: its
 //! own directory, a snapshot of another node, a backup.
+//!
+//! - 1: the first ones.
+//! - 2: what ended sessions leave is removed in steps, and `Command::Reap` has a bound in keys and bytes
+//!   ([`STEPS`](super::view::STEPS)). An entry takes no batches beyond its budget, keys that it has removed count as work,
+//!   and what one write replaces has a bound. A cut of very many extents hides them.
 
 use super::keys;
 use super::view::{Kv, KvExt, View};
@@ -10,9 +15,10 @@ use thiserror::Error;
 use wire::ids::RulesVersion;
 
 /// The newest rules that this program knows.
-pub const KNOWN: RulesVersion = RulesVersion(1);
-/// The rules under which every cluster is founded, whichever program applies the entry that does it.
-const FIRST: RulesVersion = RulesVersion(1);
+pub const KNOWN: RulesVersion = super::view::STEPS;
+/// The rules under which every cluster is founded, whichever program applies the entry that does it. They are the newest
+/// ones as long as nothing is released: no other program has founded a cluster that must be served.
+const FIRST: RulesVersion = RulesVersion(2);
 
 /// The state was made under rules that this program does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]

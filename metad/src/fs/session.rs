@@ -209,7 +209,7 @@ pub(super) fn apply_batch(
                 view.delete(keys::reply(id, BatchSeq(seq)));
             }
         } else {
-            for (key, _) in view.pairs(keys::replies_up_to(id, batch.acked), usize::MAX) {
+            for key in view.first_keys(keys::replies_up_to(id, batch.acked), usize::MAX, usize::MAX) {
                 view.delete(key);
             }
         }

@@ -4,12 +4,12 @@ use super::keys::{self, Key};
 use parking_lot::RwLockReadGuard;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use wire::codec;
-use wire::ids::SnapshotNumber;
+use wire::ids::{RulesVersion, SnapshotNumber};
 use wire::limits::HEAD_BYTES_MAX;
 
 /// Keeps a map unchanged while it lives.
@@ -72,6 +72,20 @@ pub trait KvExt: Kv {
         pairs
     }
 
+    /// Returns the first keys of a range, at most `limit`, up to the one with which their values exceed `value_bytes`
+    /// together.
+    fn first_keys(&self, range: Range<Key>, limit: usize, value_bytes: usize) -> Vec<Key> {
+        let (mut keys, mut bytes) = (Vec::new(), 0);
+        if limit > 0 {
+            self.scan(range, &mut |key, value| {
+                keys.push(key.to_vec());
+                bytes += value.len();
+                keys.len() < limit && bytes <= value_bytes
+            });
+        }
+        keys
+    }
+
     /// Returns whether a range holds anything.
     fn any(&self, range: Range<Key>) -> bool {
         !self.pairs(range, 1).is_empty()
@@ -92,12 +106,33 @@ pub struct Over<'a> {
     pub changes: &'a Changes,
 }
 
+/// How to take a change back.
+struct Undo {
+    key: Key,
+    /// What `changes` held before.
+    before: Option<Option<Vec<u8>>>,
+    /// Whether the key was among those that the entry has removed.
+    was_gone: bool,
+}
+
+/// What an entry of the log has done.
+#[derive(Default)]
+struct Spent {
+    changes: usize,
+    bytes: usize,
+    work: usize,
+}
+
 /// Stored state with changes over it, which can be undone up to a savepoint.
 pub struct View<'a> {
     base: &'a dyn Kv,
     changes: Changes,
-    /// What `changes` held before each change since the savepoint, newest last.
-    undo: Vec<(Key, Option<Option<Vec<u8>>>)>,
+    /// Changes since the savepoint, newest last.
+    undo: Vec<Undo>,
+    /// Keys that this entry of the log has removed: whoever scans a range steps over them.
+    gone: BTreeSet<Key>,
+    /// What this entry has done before the savepoint, and what was undone.
+    spent: Spent,
     /// Bytes of keys and values that were written since the savepoint.
     changed_bytes: usize,
     /// Keys that were removed since the savepoint.
@@ -108,28 +143,53 @@ pub struct View<'a> {
     oversized: bool,
     /// The newest snapshot number, once it was asked for.
     newest_snapshot: OnceLock<SnapshotNumber>,
+    /// The version of the rules, once it was asked for.
+    rules: OnceLock<RulesVersion>,
 }
 
-/// Changes of keys after which a batch takes no further operation, about 200 MB: all of them are in memory until it
-/// ends. One operation on a file of the largest size changes half as many.
+/// The first rules under which work in the background is done in steps of a bounded size.
+pub const STEPS: RulesVersion = RulesVersion(2);
+
+/// Changes of keys after which a batch takes no further operation, and an entry no further batch, about 200 MB: all of
+/// them are in memory until it ends. One operation on a file of the largest size changes half as many.
 const CHANGES_MAX: usize = 1 << 20;
-/// Bytes of keys and values written after which a batch takes no further operation.
+/// Bytes of keys and values written after which a batch takes no further operation, and an entry no further batch.
 const CHANGED_BYTES_MAX: usize = 256 << 20;
 /// Bytes of a value whose reading is as much work as another key.
 const WORK_BYTES: usize = 128;
 /// Keys removed by a batch that cost nothing when the last key of a range is looked up. Each further one may have to be
 /// stepped over, and counts as work.
 const REMOVED_FREE: usize = 4096;
-/// Keys read after which a batch takes no further operation: some seconds of work.
+/// Keys read, or stepped over, after which a batch takes no further operation, and an entry no further batch: some
+/// seconds of work.
 const WORK_MAX: usize = 4 << 20;
+/// Changes of keys after which a step of what is done in the background ends: other entries go in between.
+pub(super) const STEP_CHANGES: usize = 1024;
+/// Bytes of keys and values written, or of values read at once, after which such a step ends.
+pub(super) const STEP_BYTES: usize = 4 << 20;
+/// Keys read after which such a step ends.
+const STEP_WORK: usize = 1 << 17;
 
 impl<'a> View<'a> {
     /// Makes a view without changes.
     #[must_use]
     pub fn new(base: &'a dyn Kv) -> Self {
         let (changes, undo, work) = (BTreeMap::new(), Vec::new(), AtomicUsize::new(0));
-        let newest_snapshot = OnceLock::new();
-        Self { base, changes, undo, changed_bytes: 0, removed: 0, work, oversized: false, newest_snapshot }
+        let (newest_snapshot, rules) = (OnceLock::new(), OnceLock::new());
+        let (gone, spent) = (BTreeSet::new(), Spent::default());
+        Self {
+            base,
+            changes,
+            undo,
+            gone,
+            spent,
+            changed_bytes: 0,
+            removed: 0,
+            work,
+            oversized: false,
+            newest_snapshot,
+            rules,
+        }
     }
 
     /// Sets a key.
@@ -160,19 +220,43 @@ impl<'a> View<'a> {
         *self.newest_snapshot.get_or_init(|| self.over().load(keys::NEWEST_SNAPSHOT).unwrap_or_default())
     }
 
+    /// Returns the version of the rules that hold; 0 before a cluster is founded. It is looked up once, and counts as no
+    /// work.
+    #[must_use]
+    pub fn rules(&self) -> RulesVersion {
+        *self.rules.get_or_init(|| self.over().load(keys::RULES).unwrap_or_default())
+    }
+
     fn change(&mut self, key: Key, value: Option<Vec<u8>>) {
         if key == keys::NEWEST_SNAPSHOT {
             self.newest_snapshot = OnceLock::new();
         }
+        if key == keys::RULES {
+            self.rules = OnceLock::new();
+        }
         // The replaced value is not counted: whether `changes` holds it depends on what else is applied together here.
         self.changed_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
         self.removed += usize::from(value.is_none());
+        let was_gone = match value {
+            None => !self.gone.insert(key.clone()),
+            Some(_) => !self.gone.is_empty() && self.gone.remove(&key),
+        };
         let before = self.changes.insert(key.clone(), value);
-        self.undo.push((key, before));
+        self.undo.push(Undo { key, before, was_gone });
+    }
+
+    /// Begins an entry of the log: what is counted from now on is what it does.
+    pub fn begin_entry(&mut self) {
+        self.savepoint();
+        self.gone.clear();
+        self.spent = Spent::default();
     }
 
     /// Sets the point to which [`View::rollback`] goes back.
     pub fn savepoint(&mut self) {
+        self.spent.changes += self.undo.len();
+        self.spent.bytes += self.changed_bytes;
+        self.spent.work += *self.work.get_mut();
         self.undo.clear();
         (self.changed_bytes, self.removed) = (0, 0);
         *self.work.get_mut() = 0;
@@ -188,6 +272,26 @@ impl<'a> View<'a> {
             || self.work.load(Ordering::Relaxed) >= WORK_MAX
     }
 
+    /// Returns whether the entry has done so much that no further batch of it may begin. All replicas agree on that, too,
+    /// whatever other entries are applied together with it.
+    #[must_use]
+    pub fn is_entry_full(&self) -> bool {
+        let is_much = self.spent.changes + self.undo.len() >= CHANGES_MAX
+            || self.spent.bytes + self.changed_bytes >= CHANGED_BYTES_MAX
+            || self.spent.work + self.work.load(Ordering::Relaxed) >= WORK_MAX;
+        is_much && self.rules() >= STEPS
+    }
+
+    /// Returns whether so much was done since the savepoint that a step of what is done in the background ends. All
+    /// replicas agree on that, too.
+    #[must_use]
+    pub fn is_step_full(&self) -> bool {
+        let is_much = self.undo.len() >= STEP_CHANGES
+            || self.changed_bytes >= STEP_BYTES
+            || self.work.load(Ordering::Relaxed) >= STEP_WORK;
+        is_much && self.rules() >= STEPS
+    }
+
     /// Returns whether a value was left out since the savepoint because it is too large: then the batch must be undone.
     #[must_use]
     pub fn is_oversized(&self) -> bool {
@@ -198,11 +302,25 @@ impl<'a> View<'a> {
         self.work.fetch_add(1 + value_bytes / WORK_BYTES, Ordering::Relaxed);
     }
 
-    /// Undoes everything since the savepoint.
+    /// Counts the keys of a range that the entry has removed: reading the range took a step over each.
+    fn stepped_over(&self, start: Key, end: Key) {
+        if !self.gone.is_empty() && start < end && self.rules() >= STEPS {
+            self.work.fetch_add(self.gone.range(start..end).count(), Ordering::Relaxed);
+        }
+    }
+
+    /// Undoes everything since the savepoint. It counts for the entry nevertheless.
     pub fn rollback(&mut self) {
+        self.spent.changes += self.undo.len();
+        self.spent.bytes += self.changed_bytes;
         (self.changed_bytes, self.removed, self.oversized) = (0, 0, false);
-        self.newest_snapshot = OnceLock::new();
-        while let Some((key, before)) = self.undo.pop() {
+        (self.newest_snapshot, self.rules) = (OnceLock::new(), OnceLock::new());
+        while let Some(Undo { key, before, was_gone }) = self.undo.pop() {
+            if was_gone {
+                self.gone.insert(key.clone());
+            } else {
+                self.gone.remove(&key);
+            }
             match before {
                 Some(before) => self.changes.insert(key, before),
                 None => self.changes.remove(&key),
@@ -235,16 +353,25 @@ impl Kv for View<'_> {
     }
 
     fn scan(&self, range: Range<Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
+        let (start, mut end) = (range.start.clone(), range.end.clone());
         self.over().scan(range, &mut |key, value| {
             self.works(value.len());
-            visit(key, value)
+            let going = visit(key, value);
+            if !going {
+                end = key.to_vec();
+            }
+            going
         });
+        self.stepped_over(start, end);
     }
 
     fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)> {
-        // Only this batch's own changes count: the other changes over the stored state differ between replicas.
+        // Only this entry's own changes count: the other changes over the stored state differ between replicas.
         self.work.fetch_add(1 + self.removed.saturating_sub(REMOVED_FREE), Ordering::Relaxed);
-        self.over().last(range)
+        let found = self.over().last(range.clone());
+        let from = found.as_ref().map_or(range.start, |(key, _)| key.clone());
+        self.stepped_over(from, range.end);
+        found
     }
 }
 

@@ -66,6 +66,7 @@ impl std::fmt::Display for Stamped {
                 write!(f, "{}, asked for by {}", Stamped { now: self.now, command }, asker.name)
             }
             Command::AddTicketKey(key) => write!(f, "ticket key {}", key.number),
+            Command::SettleCuts(inos) => write!(f, "settle cuts of {} files", inos.len()),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::fs::cert::Asker;
 use crate::fs::check::places;
 use crate::fs::operator::Change;
 use crate::fs::view::{Kv, KvExt};
-use crate::fs::{Command, CommandReply, extent, keys, repair, retention};
+use crate::fs::{Command, CommandReply, keys, repair, retention, uses};
 use crate::shared::Shared;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -39,7 +39,7 @@ impl Server {
             CheckRequest::Uses { check, hashes, after } => {
                 let hashes: BTreeSet<BlockHash> = hashes.into_iter().collect();
                 self.on_frozen(check, move |state| {
-                    let (found, after) = extent::uses(state, &hashes, after, USES_PAGE);
+                    let (found, after) = uses::uses(state, &hashes, after, USES_PAGE);
                     let block_use = |(hash, ino, range)| BlockUse { hash, ino, path: places::of(state, ino), range };
                     CheckReply::Uses { uses: found.into_iter().map(block_use).collect(), after }
                 })

@@ -281,6 +281,8 @@ impl Server {
                 MetaReply::Batch { reply, leased: submitted.leased, delegated: submitted.delegated }
             }
             Err(Refused::NoSession | Refused::OutOfWindow) => MetaReply::Failed(FsError::SessionExpired),
+            // The client sends it again, as after a change of the leader.
+            Err(Refused::EntryFull) => return Err(ProposeError::Unknown),
         })
     }
 

@@ -2,6 +2,7 @@
 
 use super::Check;
 use crate::fs::keys::{self, Key};
+use crate::fs::remains::Remains;
 use crate::fs::session::Session;
 use crate::fs::token::{Enrolled, Token};
 use crate::fs::{backlinks, index, settings, token_keys};
@@ -27,10 +28,11 @@ pub(super) fn check(check: &mut Check) {
         }
     }
     // Keys that these indexes lack are found elsewhere, with the tables that they index.
-    let tables: [(Range<Key>, usize); 7] = [
+    let tables: [(Range<Key>, usize); 8] = [
         (keys::all_living(), 16),
         (keys::all_ended(), 24),
         (keys::all_tokens(), 16),
+        (keys::all_remains(), 8),
         (keys::all_session_orphans(), 16),
         (keys::all_session_locks(), 16),
         (backlinks::all(), 17),
@@ -45,6 +47,9 @@ pub(super) fn check(check: &mut Check) {
             }
         });
     }
+    check.scan(keys::all_remains(), 8, |check, key, value| {
+        let _: Option<Remains> = check.decode(key, value);
+    });
     replies(check, &sessions);
     check.scan(token_keys::join_tokens(), 8, |check, key, value| {
         let _: Option<Token> = check.decode(key, value);
@@ -74,21 +79,29 @@ fn replies(check: &mut Check, sessions: &BTreeMap<SessionId, Session>) {
     let mut last = None;
     check.scan(keys::all_replies(), 16 - 1, |check, key, _| {
         let id = SessionId(keys::first(key));
-        if last.replace(id) != Some(id) && !sessions.contains_key(&id) {
+        let is_first = last.replace(id) != Some(id);
+        if is_first && !sessions.contains_key(&id) && check.kv.get(&keys::remains(id)).is_none() {
             let (what, repair) = ("is forgotten, and replies are kept for it".to_owned(), Some(Repair::Replies(id)));
             check.found(FindingKind::WrongSession, format!("session {id}"), what, repair);
         }
     });
 }
 
-/// Returns the numbers of the living sessions whose records can be decoded.
-pub(super) fn living(check: &Check) -> BTreeSet<SessionId> {
-    let mut living = BTreeSet::new();
-    check.kv.scan(keys::sessions(), &mut |key, value| {
-        if key.len() == 9 && wire::codec::decode::<Session>(value).is_ok_and(|session| !session.has_ended()) {
-            living.insert(SessionId(keys::first(key)));
+/// Returns the numbers of the sessions that may hold something: living ones whose records can be decoded, and ended ones
+/// of which not all is removed yet.
+pub(super) fn holding(check: &Check) -> BTreeSet<SessionId> {
+    let mut holding = BTreeSet::new();
+    check.kv.scan(keys::all_remains(), &mut |key, _| {
+        if key.len() == 9 {
+            holding.insert(SessionId(keys::first(key)));
         }
         true
     });
-    living
+    check.kv.scan(keys::sessions(), &mut |key, value| {
+        if key.len() == 9 && wire::codec::decode::<Session>(value).is_ok_and(|session| !session.has_ended()) {
+            holding.insert(SessionId(keys::first(key)));
+        }
+        true
+    });
+    holding
 }

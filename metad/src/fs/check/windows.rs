@@ -4,6 +4,7 @@
 use super::rows::{Row, Rows};
 use super::{Check, entries, indexes, places};
 use crate::fs::extent;
+use crate::fs::hidden::HiddenContent;
 use crate::fs::inode::Inode;
 use crate::fs::{keys, lock, numbered, settings};
 use std::collections::BTreeSet;
@@ -11,7 +12,7 @@ use wire::ids::{ChunkIndex, Ino, SessionId};
 use wire::message::check::{FindingKind, Repair};
 
 pub(super) fn check(check: &mut Check) {
-    let living = indexes::living(check);
+    let holding = indexes::holding(check);
     let (mut first, mut count, mut greatest) = (Ino(0), 0, Ino(0));
     loop {
         let rows = Rows { rows: Vec::new(), first, end: None, lost: BTreeSet::new() };
@@ -20,10 +21,11 @@ pub(super) fn check(check: &mut Check) {
         greatest = rows.rows.last().map_or(greatest, |row| row.ino);
         entries::check(check, &mut rows);
         extents(check, &mut rows);
+        hidden(check, &mut rows);
         attributes(check, &mut rows);
-        orphans(check, &mut rows, &living);
+        orphans(check, &mut rows, &holding);
         reaping(check, &mut rows);
-        locks(check, &mut rows, &living);
+        locks(check, &mut rows, &holding);
         if check.ended {
             return;
         }
@@ -100,6 +102,20 @@ fn extents(check: &mut Check, rows: &mut Rows) {
     });
 }
 
+fn hidden(check: &mut Check, rows: &mut Rows) {
+    check.scan(rows.keys(b'h'), 8, |check, key, value| {
+        let Some(content) = check.decode::<HiddenContent>(key, value) else { return };
+        let ino = Ino(keys::first(key));
+        if let Some(row) = rows.get(ino) {
+            // The inode counts what is removed until all of it is.
+            row.bytes = row.bytes.saturating_add(content.freed);
+        } else {
+            let what = "has content that was cut off, and is not there".to_owned();
+            check.found(FindingKind::Leftover, format!("inode {ino}"), what, Some(Repair::Index(key.to_vec())));
+        }
+    });
+}
+
 fn attributes(check: &mut Check, rows: &mut Rows) {
     for table in [b'X', b'L'] {
         let mut stray = None;
@@ -123,7 +139,7 @@ fn attributes(check: &mut Check, rows: &mut Rows) {
     }
 }
 
-fn orphans(check: &mut Check, rows: &mut Rows, living: &BTreeSet<SessionId>) {
+fn orphans(check: &mut Check, rows: &mut Rows, holding: &BTreeSet<SessionId>) {
     check.scan(rows.keys(b'O'), 8, |check, key, value| {
         let Some(holders) = check.decode::<BTreeSet<SessionId>>(key, value) else { return };
         let ino = Ino(keys::first(key));
@@ -137,7 +153,7 @@ fn orphans(check: &mut Check, rows: &mut Rows, living: &BTreeSet<SessionId>) {
                     None
                 } else if named {
                     Some("waits to be let go, and has an entry")
-                } else if holders.is_empty() || !holders.is_subset(living) {
+                } else if holders.is_empty() || !holders.is_subset(holding) {
                     Some("is unlinked, and waits for nobody, or for a session that has ended")
                 } else {
                     None
@@ -169,7 +185,7 @@ fn reaping(check: &mut Check, rows: &mut Rows) {
     });
 }
 
-fn locks(check: &mut Check, rows: &mut Rows, living: &BTreeSet<SessionId>) {
+fn locks(check: &mut Check, rows: &mut Rows, holding: &BTreeSet<SessionId>) {
     check.scan(rows.keys(b'K'), 8, |check, key, value| {
         let Some(holders) = lock::decode_holders(value) else { return check.undecodable(key) };
         let ino = Ino(keys::first(key));
@@ -177,7 +193,7 @@ fn locks(check: &mut Check, rows: &mut Rows, living: &BTreeSet<SessionId>) {
         if rows.get(ino).is_none() {
             let what = "has locks, and is not there".to_owned();
             check.found(FindingKind::StaleLock, format!("inode {ino}"), what, repair);
-        } else if !holders.is_subset(living) {
+        } else if !holders.is_subset(holding) {
             let what = "is locked by a session that has ended".to_owned();
             check.found(FindingKind::StaleLock, places::of(check.kv, ino), what, repair);
         }

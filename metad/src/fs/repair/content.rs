@@ -2,6 +2,7 @@
 
 use super::{WORK_MAX, load, load_inode};
 use crate::fs::blockref::BlockRef;
+use crate::fs::hidden::HiddenContent;
 use crate::fs::view::{Kv, KvExt, View};
 use crate::fs::{Context, extent, keys};
 use std::collections::BTreeMap;
@@ -16,7 +17,9 @@ const ATTRIBUTES_AT_ONCE: usize = 4096;
 /// `Repair::Allocated`.
 pub(super) fn count(view: &mut View, context: &Context, ino: Ino) -> bool {
     let Some(mut inode) = load_inode(view, ino) else { return false };
-    let (mut bytes, mut extents) = (0_u64, 0);
+    // What was cut off counts until all of it is removed.
+    let mut bytes = load::<HiddenContent>(view, &keys::hidden(ino)).map_or(0, |hidden| hidden.freed);
+    let mut extents = 0;
     view.scan(keys::extents_from(ino, 0), &mut |key, value| {
         bytes = bytes.saturating_add(extent::decode(key, value).map_or(0, |extent| extent.len));
         extents += 1;

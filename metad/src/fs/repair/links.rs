@@ -191,6 +191,8 @@ pub(super) fn attach_content(view: &mut View, context: &Context, ino: Ino) -> bo
     attr.has_xattrs = view.any(keys::xattrs(ino));
     // I4: this number is not given out any more.
     settings::raise_next_ino(view, Ino(ino.0 + 1));
+    // All of it is kept, also what was being removed.
+    view.delete(keys::hidden(ino));
     Inode::new(attr, found, name.clone()).save(view);
     inodes_changed(view, 1);
     dentry::add(view, context, &mut dir, &name, (ino, FileKind::Regular));

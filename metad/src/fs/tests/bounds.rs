@@ -311,3 +311,110 @@ fn attributes_of_one_inode_have_a_bound_together() {
     assert_sound(&world);
     assert!(!world.kv.any(crate::fs::keys::xattrs(Ino(2000))));
 }
+
+#[test]
+fn keys_that_an_entry_has_removed_count_as_work_wherever_a_scan_steps_over_them() {
+    let pair = |key: u32| (key.to_be_bytes().to_vec(), Vec::new());
+    let rules = (crate::fs::keys::RULES.to_vec(), wire::codec::encode(&crate::fs::rules::KNOWN));
+    let kv = MemoryKv((0..20_000).map(pair).chain([rules]).collect());
+    let at = |key: u32| key.to_be_bytes().to_vec();
+    let mut view = View::new(&kv);
+    view.begin_entry();
+    view.savepoint();
+    kv.0.keys().take(20_000).for_each(|key| view.delete(key.clone()));
+    view.rollback();
+    assert!(view.any(at(0)..at(30_000)) && !view.is_exhausted(), "what was taken back is not stepped over");
+    kv.0.keys().take(20_000).for_each(|key| view.delete(key.clone()));
+    // Another batch of the same entry.
+    view.savepoint();
+    let mut rounds = 0;
+    while !view.is_exhausted() {
+        assert!(!view.any(at(0)..at(30_000)));
+        rounds += 1;
+        assert!(rounds < 1_000, "nobody counts");
+    }
+    assert!(rounds > 100 && view.is_entry_full(), "{rounds}");
+    view.begin_entry();
+    for _ in 0..100 {
+        assert!(!view.any(at(0)..at(30_000)));
+    }
+    assert_eq!(view.last(at(0)..at(200)), None);
+    assert!(!view.is_exhausted() && !view.is_entry_full(), "what other entries have removed is no work of this one");
+}
+
+#[test]
+fn an_entry_that_has_done_as_much_as_it_may_refuses_the_batches_behind_and_they_may_be_sent_again() {
+    let mut world = World::new();
+    let (greedy, honest) = (world.session(), world.session());
+    world.one(greedy, create(Ino::ROOT, "f", 2000, NewInode::Regular)).unwrap();
+    let set = |name: String, len| Op::SetXattr {
+        ino: Ino(2000),
+        name: name.into_bytes(),
+        value: vec![0; len],
+        mode: XattrMode::Set,
+        clear_sgid: false,
+    };
+    for number in 0..15 {
+        world.one(greedy, set(format!("user.{number}"), 64 << 10)).unwrap();
+    }
+    let next = |world: &World, id: SessionId, further: u64, ops| {
+        let seq = world.seqs[&id] + further;
+        Batch { seq: BatchSeq(seq), acked: BatchSeq(world.seqs[&id]), caller: None, ops }
+    };
+    // Each looks at all of these attributes.
+    let much = || (0..300).map(|_| set("user.small".to_owned(), 1)).collect::<Vec<_>>();
+    let late = next(&world, honest, 1, vec![create(Ino::ROOT, "late", 5120, NewInode::Regular)]);
+    let mut batches: Vec<_> = (1..=3).map(|further| (greedy, next(&world, greedy, further, much()))).collect();
+    batches.push((honest, late.clone()));
+    let before = world.kv.clone();
+    let CommandReply::Batches(outcomes) = world.apply(Command::Batches(batches.clone())) else { panic!("no outcomes") };
+    assert!(matches!(outcomes[..], [Ok(Ok(_)), Ok(Ok(_)), Err(Refused::EntryFull), Err(Refused::EntryFull)]));
+    assert_eq!(world.lookup(Ino::ROOT, "late"), Err(FsError::NotFound));
+    assert_sound(&world);
+
+    // Elsewhere it is applied together with other entries.
+    let mut view = View::new(&before);
+    let at = |secs| Timestamp { secs, nanos: 0 };
+    let mark = Command::Mark(wire::message::check::CheckId(1));
+    apply(&mut view, &Stamped { now: at(world.clock), command: mark.clone() });
+    let same = apply(&mut view, &Stamped { now: at(world.clock), command: Command::Batches(batches) });
+    assert_eq!(same, CommandReply::Batches(outcomes));
+    apply(&mut view, &Stamped { now: at(world.clock), command: mark });
+    let mut elsewhere = before.clone();
+    elsewhere.absorb(view.into_changes());
+    assert!(elsewhere == world.kv);
+
+    assert!(matches!(world.submit(honest, &late), Ok(Ok(_))));
+    world.lookup(Ino::ROOT, "late").unwrap();
+}
+
+#[test]
+fn one_write_replaces_no_more_extents_than_an_operation_may_touch() {
+    let mut world = World::new();
+    let id = world.session();
+    world.one(id, create(Ino::ROOT, "f", 2000, NewInode::Regular)).unwrap();
+    let range = |off, len, action| Op::Range { ino: Ino(2000), off, len, action };
+    for terabyte in 0..16_u64 {
+        let action = RangeAction::Allocate { keep_size: false };
+        world.one(id, range(terabyte << 40, 1 << 40, action)).unwrap();
+    }
+    let zeros = |world: &World, len| Op::Commit {
+        ino: Ino(2000),
+        base: world.attr(Ino(2000)).version,
+        own: Vec::new(),
+        writes: vec![ExtentWrite { file_off: 0, len, source: Source::Zero }],
+        append_from: None,
+        mtime: None,
+        clear_privileges: false,
+        policy: ConflictPolicy::Fail,
+    };
+    // Splits an extent.
+    world.one(id, range(1 << 20, 10, RangeAction::Punch)).unwrap();
+    let all = zeros(&world, 16 << 40);
+    let before = world.attr(Ino(2000));
+    assert_eq!(world.one(id, all), Err(FsError::TooLarge));
+    assert_eq!(world.attr(Ino(2000)), before);
+    let part = zeros(&world, 1 << 40);
+    world.one(id, part).unwrap();
+    assert_sound(&world);
+}

@@ -30,6 +30,7 @@ fn change<T>(kv: &mut MemoryKv, step: impl FnOnce(&mut View) -> T) -> T {
 fn recover(kv: &mut MemoryKv, now: Timestamp) {
     let jump = Jump::at(now).unwrap();
     while change(kv, |view| recovery::end_sessions(view, now, 1)) > 0 {}
+    while change(kv, |view| recovery::release_remains(view, now)) > 0 {}
     while change(kv, |view| recovery::drop_orphans(view, now, 1)) > 0 {}
     for range in recovery::versioned() {
         let mut after = None;

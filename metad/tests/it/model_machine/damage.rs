@@ -2,8 +2,10 @@
 
 use super::tables::full;
 use metad::fs::check::{FirstFindings, check_circles, check_in_windows};
+use metad::fs::hidden::HiddenContent;
 use metad::fs::inode::Inode;
 use metad::fs::keys;
+use metad::fs::remains::Remains;
 use metad::fs::repair::{Repairing, repairs};
 use metad::fs::view::{Kv, KvExt, MemoryKv, View};
 use metad::fs::{Command, CommandReply, Stamped, apply, blockref, numbered};
@@ -216,6 +218,23 @@ const DAMAGE: &[Damage] = &[
             kv.0.insert(keys::reaping(file), Vec::new());
         },
         FindingKind::Leftover,
+        true,
+    ),
+    (
+        "something was cut off an inode that is not there",
+        |kv| {
+            kv.0.insert(keys::hidden(Ino(900_000)), encode(&HiddenContent::default()));
+        },
+        FindingKind::Leftover,
+        true,
+    ),
+    (
+        "a session that lives is about to be taken apart",
+        |kv| {
+            let (key, _) = kv.pairs(keys::sessions(), 1).remove(0);
+            kv.0.insert(keys::remains(SessionId(keys::first(&key))), encode(&Remains::default()));
+        },
+        FindingKind::WrongIndex,
         true,
     ),
     (
