@@ -1,5 +1,6 @@
 //! Sessions: opening, keeping alive, batches, and the end of silent ones.
 
+use super::events::EventQueue;
 use super::{Events, READ_ATTEMPTS, Server, enroll, tickets, validate};
 use crate::Shared;
 use crate::error::ProposeError;
@@ -13,7 +14,6 @@ use crate::lease::{self, Asked, Granted, table::Extension};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 use wire::attr::FileKind;
 use wire::ids::{Ino, LayoutEpoch, SessionId};
@@ -382,14 +382,14 @@ fn orphans_in(replies: &[OpReply]) -> Vec<Ino> {
 
 /// The events of a session. The session is detached when this is dropped.
 pub struct Followed {
-    events: mpsc::Receiver<MetaEvent>,
+    events: EventQueue,
     _attached: Attached,
 }
 
 impl Followed {
     /// Returns the next event, or `None` when there are no more. Cancel-safe.
     pub async fn next(&mut self) -> Option<MetaEvent> {
-        self.events.recv().await
+        self.events.next().await
     }
 }
 
