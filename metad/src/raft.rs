@@ -12,6 +12,7 @@ pub mod fuzzing;
 mod log;
 mod machine;
 mod membership;
+mod memory;
 mod network;
 mod pieces;
 mod snapshot;
