@@ -56,21 +56,30 @@ impl Changing<'_> {
         }
         let may_delegate = !self.shared.consensus.is_short_of_space();
         let end = |table: &mut Table| {
-            let now = Instant::now();
-            let leased = table.end(session, &inos, now);
+            let leased = table.end(session, &inos);
             table.crossed(&crossing);
             let ours = if leased { &inos } else { made };
-            let granted = leased || table.grant_made(session, made, now);
-            let delegated = if granted && may_delegate { table.delegate(session, ours, now) } else { Vec::new() };
+            let granted = leased || table.grant_made(session, made);
+            let delegated =
+                if granted && may_delegate { table.delegate(session, ours, Instant::now()) } else { Vec::new() };
             (leased, delegated)
         };
         self.shared.leases.with(Some(same), end)
     }
 }
 
+/// Returns the number of the client with this name in its certificate: all of its sessions are one client.
+pub(crate) fn client_number(name: &str) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..8]);
+    u64::from_le_bytes(number)
+}
+
 /// What a client asks for with a read.
 #[derive(Clone, Copy)]
 pub(crate) struct Asked {
+    /// The client, if it is one that has a session.
+    pub client: Option<u64>,
     /// It asks for leases.
     pub lease: bool,
     /// It asks for delegations too.
@@ -108,12 +117,10 @@ impl Shared {
         stream: u64,
         dirty: bool,
     ) -> Option<table::Seq> {
-        let mut name = [0; 8];
-        name.copy_from_slice(&blake3::hash(peer.subject.name.as_bytes()).as_bytes()[..8]);
         let seq = self.leased(|table| {
             // A confined client is given no delegations, so nobody waits for what it might have to send.
             let may_delay = !peer.subject.grant.read_only && root.is_none();
-            table.introduce(session, u64::from_le_bytes(name), may_delay, root);
+            table.introduce(session, client_number(&peer.subject.name), may_delay, root);
             table.attach(session, stream, dirty, Instant::now())
         });
         let seq = seq.flatten();
@@ -160,17 +167,17 @@ impl Shared {
 
     /// Grants leases on what was read since the stamp, once no other session has unsent operations there.
     pub(crate) async fn grant(&self, session: SessionId, inos: &[Ino], stamp: u64, asked: Asked) -> Granted {
-        let Asked { lease, delegate, sends } = asked;
+        let Asked { client, lease, delegate, sends } = asked;
         // What is done under delegations could only be refused later.
         let delegate = delegate && !self.consensus.is_short_of_space();
         let step = self.leased(|table| {
             let now = Instant::now();
             let (notices, mut waits) = table.share(session, inos, now);
             waits.extend(table.dirty_before(session, sends));
-            if table.unsettled_until(&waits, now).is_some() {
+            if table.unsettled_until(client, &waits, now).is_some() {
                 return Err((notices, waits));
             }
-            let (granted, crowded) = if lease { table.grant(session, inos, stamp, now) } else { (false, None) };
+            let (granted, crowded) = if lease { table.grant(session, inos, stamp) } else { (false, None) };
             let delegated = if granted && delegate { table.delegate(session, inos, now) } else { Vec::new() };
             Ok((granted, delegated, crowded, notices, table.may_have_changed(inos, stamp)))
         });
@@ -179,7 +186,7 @@ impl Shared {
             None => Granted::Overtaken,
             Some(Err((notices, waits))) => {
                 self.send_share(notices);
-                self.settle(|table, now| table.unsettled_until(&waits, now)).await;
+                self.settle(|table, now| table.unsettled_until(client, &waits, now)).await;
                 Granted::Overtaken
             }
             Some(Ok((granted, delegated, crowded, notices, changed))) => {
@@ -268,7 +275,7 @@ impl Shared {
     pub(crate) async fn begin_change(
         &self,
         term: u64,
-        id: SessionId,
+        (id, client): (SessionId, Option<u64>),
         (inos, crossing): (Vec<Ino>, Vec<SessionId>),
         sends: bool,
     ) -> Result<Changing<'_>, ProposeError> {
@@ -295,8 +302,11 @@ impl Shared {
         }
         self.settle(|table, now| {
             // A session that attaches meanwhile acknowledges nothing old, and may have operations to send.
-            let waited_for = table.unsettled_until(&waits, now);
-            let until = waited_for.or_else(|| table.unsettled_until(&table.dirty_before(id, sends), now));
+            let mut until = table.unsettled_until(client, &waits, now);
+            if until.is_none() {
+                let dirty = table.dirty_before(id, sends);
+                until = table.unsettled_until(client, &dirty, now);
+            }
             // The session is looked up only where there is something to wait for.
             until.filter(|_| !self.has_ended(id))
         })
@@ -337,7 +347,7 @@ impl Shared {
         let recalled: Vec<Notice> = recalled.into_iter().collect();
         self.settle(|table, now| {
             // It may also hold leases of an earlier leader.
-            table.unsettled_until(&recalled, now).or_else(|| table.grace_until(std::iter::once(id), now))
+            table.unsettled_until(None, &recalled, now).or_else(|| table.grace_until(std::iter::once(id), now))
         })
         .await;
         if self.consensus.leadership() == Some(term) { Ok(()) } else { Err(ProposeError::Unknown) }
@@ -355,7 +365,7 @@ impl Shared {
         for Notice { session, seq } in &notices {
             self.events.send(*session, &MetaEvent::Company { seq: *seq });
         }
-        self.settle(|table, now| table.unsettled_until(&notices, now)).await;
+        self.settle(|table, now| table.unsettled_until(None, &notices, now)).await;
         Ok(arriving)
     }
 }
@@ -386,6 +396,8 @@ pub(crate) struct Submitted {
 pub(crate) struct Submitter {
     /// The session.
     pub session: SessionId,
+    /// Its client.
+    pub client: u64,
     /// The session has ended: its batch disturbs nobody, because it is refused, or answered as the first time.
     pub has_ended: bool,
     /// It is one of a confined client.
@@ -406,7 +418,7 @@ async fn answer_again(shared: &Shared, id: SessionId, batch: Batch) -> Result<Su
 /// Carries out a batch once no session answers from its cache what the batch changes. This must run to its end: a
 /// change that has begun and is forgotten may still be applied.
 pub(crate) async fn submit(shared: Arc<Shared>, of: Submitter, batch: Batch) -> Result<Submitted, ProposeError> {
-    let Submitter { session: id, has_ended, is_confined, asks_again } = of;
+    let Submitter { session: id, client, has_ended, is_confined, asks_again } = of;
     if asks_again || (has_ended && is_confined) {
         return answer_again(&shared, id, batch).await;
     }
@@ -431,7 +443,7 @@ pub(crate) async fn submit(shared: Arc<Shared>, of: Submitter, batch: Batch) -> 
         Err(error) if is_confined => return Ok(unleased(Ok(Err(OpFailed { index: 0, error })))),
         Err(error) => everybody(error),
     };
-    let changing = shared.begin_change(term, id, (inos, crossing), sends).await?;
+    let changing = shared.begin_change(term, (id, Some(client)), (inos, crossing), sends).await?;
     let outcome = shared.batcher.submit((id, is_confined), batch, Some(term)).await?;
     // What is known only now: names that changed between the look-up and the change.
     let Ok(Ok(replies)) = &outcome else { return Ok(unleased(outcome)) };
@@ -439,7 +451,7 @@ pub(crate) async fn submit(shared: Arc<Shared>, of: Submitter, batch: Batch) -> 
     let mut crossed = shared.crossed(&renames).unwrap_or_else(everybody);
     crossed.retain(|session| !changing.crossing.contains(session));
     if !late.is_empty() || !crossed.is_empty() {
-        drop(shared.begin_change(term, id, (late, crossed), sends).await?);
+        drop(shared.begin_change(term, (id, Some(client)), (late, crossed), sends).await?);
         return Ok(unleased(outcome));
     }
     // Read before the change ends: if the session gets the leases, nobody else can have changed them since.

@@ -14,6 +14,7 @@ pub mod fuzzing;
 mod log;
 mod machine;
 mod membership;
+mod memory;
 mod network;
 mod patient;
 mod pieces;

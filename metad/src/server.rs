@@ -34,7 +34,7 @@ use crate::fs::judge::{self, Answered};
 use crate::fs::session::Opening;
 use crate::fs::{read, settings};
 use crate::in_place::in_place;
-use crate::lease::{Asked, Granted};
+use crate::lease::{self, Asked, Granted};
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -272,6 +272,7 @@ impl Server {
         let Some(owned) = self.owned(peer, session) else {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         };
+        let client = Some(lease::client_number(&owned.opening.client));
         let confined = Some(owned.opening).filter(|opening| opening.confined.is_some());
         let asker = Asker { session, confined, caller };
         self.shared.liveness.heard_session(session, peer);
@@ -302,7 +303,7 @@ impl Server {
             }
             // Absence is an answer too; any other error is nothing to rely on.
             let lease = question.is_cached() && matches!(answer, Ok(_) | Err(FsError::NotFound));
-            match self.shared.grant(session, &inos, stamp, Asked { lease, delegate, sends }).await {
+            match self.shared.grant(session, &inos, stamp, Asked { client, lease, delegate, sends }).await {
                 Granted::Leases(delegated) => {
                     return Ok(MetaReply::Read { answer, leased: true, delegated, tickets: Vec::new() });
                 }

@@ -36,6 +36,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod trial;
+mod windows;
 
 pub use admission::network_of;
 pub use budget::Held;

@@ -8,9 +8,9 @@
 //!
 //! A session that alone holds a lease may be given a *delegation* with it: it sends what it does there later. Before
 //! another session reads or changes such an inode the delegation is recalled, and the holder sends everything before it
-//! acknowledges. While the holder is alive it is waited for longer than a lease, until its
-//! [`patience`](super::patience) is spent. A session that attaches with operations still to send is *dirty*: all others
-//! wait for it.
+//! acknowledges. While the holder is alive it is waited for longer than a lease, until the
+//! [`patience`](super::patience) with it is spent. A session that attaches with operations still to send is *dirty*: all
+//! others wait for it.
 //!
 //! Safety (a proptest below checks it): no session answers from its cache what a completed change has made wrong. No
 //! session reads a state older than what a delegation's holder has done, unless the holder has been silent for longer
@@ -19,12 +19,14 @@
 mod confinement;
 mod eviction;
 mod shortage;
+mod waiting;
 
 use super::patience::Patience;
 use confinement::Bounds;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
+use waiting::Credit;
 use wire::ids::{Ino, SessionId};
 
 /// Leases of one session. With more, all of them are recalled. Clients cache as many.
@@ -34,8 +36,6 @@ const TOTAL_MAX: usize = 2_000_000;
 /// Leases that each session may hold in any case: enough for a page of a listing.
 const HELD_MIN: usize = 8_192;
 
-/// Clients whose patience is remembered. With more, those whose patience is whole are forgotten.
-const CLIENTS_REMEMBERED: usize = 4_096;
 /// How long nobody is given a delegation on an inode after one was recalled.
 const CONTENTION_PAUSE: Duration = Duration::from_secs(2);
 /// Recalled delegations that are remembered for that.
@@ -74,6 +74,8 @@ struct Holder {
     attached: Option<u64>,
     /// When its leases end.
     until: Option<Instant>,
+    /// Until when it is waited for beyond that, for what it is asked to send.
+    credit: Option<Credit>,
     /// Number of the last event sent that wants an acknowledgement.
     sent: Seq,
     /// It has acknowledged all events up to this one, and the `early` ones after it.
@@ -85,7 +87,7 @@ struct Holder {
     alone: bool,
     /// What it is asked to send before it acknowledges, by event.
     sending: Vec<(Seq, Vec<Ino>)>,
-    /// The patience that is left with it, for what it is asked to send.
+    /// The patience that other sessions of its client have with it.
     patience: Patience,
     /// Its client, and whether that may only read: then it has nothing to send, and nobody is patient.
     client: Option<u64>,
@@ -107,16 +109,11 @@ impl Holder {
         seq <= self.acked || self.early.contains(&seq)
     }
 
-    fn asked_to_send(&mut self, seq: Seq, ino: Ino, now: Instant) {
-        self.patience.owes(now);
+    fn asked_to_send(&mut self, seq: Seq, ino: Ino) {
         match self.sending.last_mut() {
             Some((last, inos)) if *last == seq => inos.push(ino),
             _ => self.sending.push((seq, vec![ino])),
         }
-    }
-
-    fn holds_at(&self, now: Instant) -> bool {
-        self.until.is_some_and(|until| until > now)
     }
 }
 
@@ -153,7 +150,7 @@ pub struct Table {
     recent: VecDeque<Vec<Ino>>,
     /// Sessions being opened: nobody is alone meanwhile.
     arriving: u32,
-    /// The patience left with clients whose sessions attach dirty, whatever their sessions.
+    /// The patience that others have with clients, whatever their sessions.
     clients: HashMap<u64, Patience>,
     /// How many of the holders are confined.
     confined: usize,
@@ -213,7 +210,7 @@ impl Table {
         }
         self.release_all(session);
         self.finish_sending_all(session);
-        let lease = self.lease;
+        self.waits_no_more(session, now);
         let holder = self.holders.entry(session).or_default();
         holder.attached = Some(stream);
         holder.acked = holder.sent;
@@ -221,16 +218,17 @@ impl Table {
         holder.emptying = None;
         holder.alone = false;
         if dirty && !holder.only_reads {
-            let until = patience_of(&mut self.clients, holder, session, now).pays(None, now + lease, now);
             let seq = holder.next_seq();
             holder.dirty = Some(seq);
-            // Its caches are empty: others wait only for what it has to send, and only while there is patience.
-            holder.until = Some(until);
             holder.sending.push((seq, Vec::new()));
+            // Its caches are empty: others wait only for what it has to send, and only while there is patience.
+            holder.until = None;
+            self.wait_longer(session, now);
+            Some(seq)
         } else {
             holder.dirty = None;
+            None
         }
-        holder.dirty
     }
 
     /// Records that a stream has ended. If its session has no newer one, it may answer from its caches until its leases
@@ -301,21 +299,13 @@ impl Table {
         if holder.acked < holder.sent {
             // Sending may take longer than a lease, and the session is not dead meanwhile.
             if !holder.sending.is_empty() && !holder.only_reads {
-                let (from, to) = (holder.until, now + self.lease);
-                let until = match holder.dirty {
-                    Some(_) => patience_of(&mut self.clients, holder, session, now).pays(from, to, now),
-                    None => holder.patience.pays(from, to, now),
-                };
-                holder.until = holder.until.max(Some(until));
+                self.wait_longer(session, now);
             }
             return Extension::Pending;
         }
-        holder.patience.rests(now);
-        if let Some(client) = holder.client.and_then(|client| self.clients.get_mut(&client)) {
-            client.rests(now);
-        }
         holder.until = Some(now + self.lease);
         holder.alone = alone;
+        self.waits_no_more(session, now);
         Extension::Extended
     }
 
@@ -340,14 +330,14 @@ impl Table {
     /// Grants leases on what was read since `stamp`, all or none. Returns false when any of it is changing or may have
     /// changed since it was read, or when the session cannot hold leases now. Also returns the event that recalls all
     /// leases of a session that holds too many.
-    pub fn grant(&mut self, session: SessionId, inos: &[Ino], stamp: u64, now: Instant) -> (bool, Option<Notice>) {
+    pub fn grant(&mut self, session: SessionId, inos: &[Ino], stamp: u64) -> (bool, Option<Notice>) {
         if self.may_have_changed(inos, stamp) || inos.iter().any(|ino| self.changing.contains_key(ino)) {
             return (false, None);
         }
         if self.bounds_of(session).is_some_and(|bounds| bounds.may_be_left(stamp)) {
             return (false, None);
         }
-        self.insert(session, inos, now)
+        self.insert(session, inos)
     }
 
     /// Returns whether a change that has ended since the stamp touched one of these inodes.
@@ -366,7 +356,7 @@ impl Table {
         (TOTAL_MAX / self.holders.len().max(1)).clamp(HELD_MIN, HELD_MAX)
     }
 
-    fn insert(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> (bool, Option<Notice>) {
+    fn insert(&mut self, session: SessionId, inos: &[Ino]) -> (bool, Option<Notice>) {
         if self.is_evicted(session) {
             return (false, None);
         }
@@ -381,7 +371,6 @@ impl Table {
             let seq = holder.next_seq();
             holder.emptying = Some(seq);
             holder.sending.push((seq, Vec::new()));
-            holder.patience.owes(now);
             return (false, Some(Notice { session, seq }));
         }
         for ino in inos {
@@ -428,7 +417,7 @@ impl Table {
                 });
                 let one = notices[place].clone();
                 if self.delegated.get(ino) == Some(&other) {
-                    self.end_delegation(&one, *ino, now);
+                    self.end_delegation(&one, *ino);
                 }
                 self.recalled.entry(*ino).or_default().push(one);
             }
@@ -454,11 +443,11 @@ impl Table {
     }
 
     /// Ends a delegation. Its holder acknowledges the event once it has sent what it did there.
-    fn end_delegation(&mut self, notice: &Notice, ino: Ino, now: Instant) {
+    fn end_delegation(&mut self, notice: &Notice, ino: Ino) {
         self.delegated.remove(&ino);
         self.sending.entry(ino).or_default().push(notice.clone());
         if let Some(holder) = self.holders.get_mut(&notice.session) {
-            holder.asked_to_send(notice.seq, ino, now);
+            holder.asked_to_send(notice.seq, ino);
         }
     }
 
@@ -484,7 +473,7 @@ impl Table {
                     notices.len() - 1
                 });
                 notices[at].1.push(*ino);
-                self.end_delegation(&notices[at].0, *ino, now);
+                self.end_delegation(&notices[at].0, *ino);
             }
             waits.extend(self.others_sending(session, *ino).cloned());
         }
@@ -547,17 +536,6 @@ impl Table {
         true
     }
 
-    /// Returns `None` once all these events are acknowledged or their sessions' leases have run out; otherwise the next
-    /// moment to look.
-    #[must_use]
-    pub fn unsettled_until(&self, notices: &[Notice], now: Instant) -> Option<Instant> {
-        let open = |notice: &Notice| {
-            let holder = self.holders.get(&notice.session)?;
-            (!holder.has_acked(notice.seq) && holder.holds_at(now)).then_some(holder.until).flatten()
-        };
-        notices.iter().filter_map(open).max()
-    }
-
     /// Returns until when others may answer from what an earlier leader granted; `None` when nobody does.
     #[must_use]
     pub fn grace_until(&self, mut others: impl Iterator<Item = SessionId>, now: Instant) -> Option<Instant> {
@@ -566,7 +544,7 @@ impl Table {
     }
 
     /// Ends a change. Returns whether its session now holds leases on all that it touched.
-    pub fn end(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> bool {
+    pub fn end(&mut self, session: SessionId, inos: &[Ino]) -> bool {
         let alone = inos.iter().all(|ino| self.changing.get(ino).is_some_and(|changing| !changing.several));
         for ino in inos {
             if let Some(changing) = self.changing.get_mut(ino) {
@@ -590,22 +568,22 @@ impl Table {
         }
         self.recent.push_back(inos.to_vec());
         // No event is sent here to a session that holds too many: its next read does that.
-        alone && self.insert_if_room(session, inos, now)
+        alone && self.insert_if_room(session, inos)
     }
 
     /// Grants leases on what a session has just made, though others were changing things around it.
-    pub fn grant_made(&mut self, session: SessionId, made: &[Ino], now: Instant) -> bool {
-        self.insert_if_room(session, made, now)
+    pub fn grant_made(&mut self, session: SessionId, made: &[Ino]) -> bool {
+        self.insert_if_room(session, made)
     }
 
     /// Inserts leases only if the session does not come to hold too many.
-    fn insert_if_room(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> bool {
+    fn insert_if_room(&mut self, session: SessionId, inos: &[Ino]) -> bool {
         // Without a stamp it is not known whether any of it has left a subtree since.
         if self.bounds_of(session).is_some() {
             return false;
         }
         self.holders.get(&session).is_some_and(|holder| holder.inos.len() + inos.len() <= self.held_max())
-            && self.insert(session, inos, now).0
+            && self.insert(session, inos).0
     }
 
     /// Records that a session arrives. Returns the events for those that were notified that they are alone.
@@ -620,20 +598,6 @@ impl Table {
         // A leadership that began meanwhile knows nothing of it.
         self.arriving = self.arriving.saturating_sub(1);
     }
-}
-
-/// Returns the patience with the client of a session.
-fn patience_of<'a>(
-    clients: &'a mut HashMap<u64, Patience>,
-    holder: &Holder,
-    session: SessionId,
-    now: Instant,
-) -> &'a mut Patience {
-    let client = holder.client.unwrap_or(session.0);
-    if clients.len() >= CLIENTS_REMEMBERED && !clients.contains_key(&client) {
-        clients.retain(|_, patience| !patience.is_whole(now));
-    }
-    clients.entry(client).or_default()
 }
 
 fn forget(held: &mut HashMap<Ino, Vec<SessionId>>, ino: Ino, session: SessionId) {

@@ -7,6 +7,7 @@
 //! A write that finds no room waits for it, in the thread (`patient`). A write or sync that fails otherwise ends the
 //! process: after a failed fsync the kernel may have dropped the data, and trying again would report success.
 
+use super::memory::bytes_of;
 use super::patient::PatientFiles;
 use super::types::{Entry, IoFlushed, LogId, TypeConfig, Vote};
 use crate::error::{Error, REPLACE};
@@ -39,8 +40,9 @@ const FILES_AHEAD: u64 = 8;
 const FILES_MAX: u64 = 32;
 /// Entries that are sent to a peer, or applied, at a time, in bytes as stored. A single entry may have more.
 const READ_BYTES: usize = 2 << 20;
-/// Recent entries cached for replication and apply, in bytes as stored.
-const CACHED_BYTES: usize = 32 << 20;
+/// Recent entries cached for replication and apply, in bytes of memory: they are kept decoded, because decoding them anew
+/// for each peer would cost the leader more.
+const CACHED_BYTES: usize = 64 << 20;
 
 /// Writes that wait for the thread. With more, Raft waits for the disk: all writes come from one caller, so their order
 /// stays.
@@ -90,7 +92,8 @@ enum Work {
 #[derive(Default)]
 struct Index {
     recent: BTreeMap<u64, Recent>,
-    recent_bytes: usize,
+    /// Memory of these entries.
+    recent_memory: usize,
     last: Option<LogId>,
     purged: Option<LogId>,
     vote: Option<Vote>,
@@ -101,6 +104,8 @@ struct Recent {
     entry: Entry,
     /// Its size as stored.
     bytes: usize,
+    /// Its size in memory.
+    memory: usize,
     /// Whether it can be read from the files.
     written: bool,
 }
@@ -108,9 +113,10 @@ struct Recent {
 impl Index {
     fn cache(&mut self, entry: Entry, bytes: usize) {
         self.last = Some(entry.log_id);
-        self.recent_bytes += bytes;
-        if let Some(before) = self.recent.insert(entry.log_id.index, Recent { entry, bytes, written: false }) {
-            self.recent_bytes -= before.bytes;
+        let memory = bytes_of(&entry, bytes);
+        self.recent_memory += memory;
+        if let Some(before) = self.recent.insert(entry.log_id.index, Recent { entry, bytes, memory, written: false }) {
+            self.recent_memory -= before.memory;
         }
     }
 
@@ -126,16 +132,16 @@ impl Index {
 
     /// Drops the oldest entries from memory, if they can be read from the files.
     fn trim(&mut self) {
-        while self.recent_bytes > CACHED_BYTES
+        while self.recent_memory > CACHED_BYTES
             && let Some(oldest) = self.recent.first_entry()
             && oldest.get().written
         {
-            self.recent_bytes -= oldest.remove().bytes;
+            self.recent_memory -= oldest.remove().memory;
         }
     }
 
     fn forget(&mut self, gone: &BTreeMap<u64, Recent>) {
-        self.recent_bytes -= gone.values().map(|recent| recent.bytes).sum::<usize>();
+        self.recent_memory -= gone.values().map(|recent| recent.memory).sum::<usize>();
     }
 }
 
@@ -483,5 +489,38 @@ impl RaftLogStorage<TypeConfig> for Log {
         let (done, wait) = oneshot::channel();
         self.send(Work::Purge(log_id.index, codec::encode(&log_id), done)).await?;
         wait.await.map_err(io::Error::other)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::{Command, Stamped};
+    use openraft::EntryPayload;
+    use wire::attr::Timestamp;
+    use wire::ids::{BatchSeq, SessionId};
+    use wire::limits::BATCH_OPS_MAX;
+    use wire::op::{Batch, Op};
+
+    #[test]
+    fn entries_that_are_small_as_stored_are_cached_by_what_they_take_in_memory() {
+        let ops = vec![Op::LeaseInos { count: 1 }; BATCH_OPS_MAX];
+        let (mut index, last) = (Index::default(), 499);
+        for number in 0..=last {
+            let batch = Batch { seq: BatchSeq(1), acked: BatchSeq(0), caller: None, ops: ops.clone() };
+            let command = Command::Batches(vec![(SessionId(1), batch)]);
+            let payload = EntryPayload::Normal(Stamped { now: Timestamp::default(), command });
+            let entry = Entry { log_id: openraft::testing::log_id::<TypeConfig>(1, 1, number), payload };
+            let (log_id, stored) = (entry.log_id, to_stored(&entry).value.len());
+            assert!(stored * last as usize <= CACHED_BYTES, "as stored, all of them fit");
+            index.cache(entry, stored);
+            index.written(&[log_id]);
+        }
+        let held = index.recent.len() * BATCH_OPS_MAX * size_of::<Op>();
+        assert!(held <= CACHED_BYTES && 2 * held > CACHED_BYTES, "{held}");
+        assert_eq!(index.recent.last_key_value().map(|(number, _)| *number), Some(last), "the newest stay");
+        let all = index.recent.split_off(&0);
+        index.forget(&all);
+        assert_eq!(index.recent_memory, 0);
     }
 }

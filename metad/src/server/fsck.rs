@@ -172,7 +172,7 @@ async fn carry_out(shared: &Shared, asker: &Asker, repairing: repair::Repairing)
     // Directories may get other parents.
     let confined = shared.confined().into_iter().map(|(session, _)| session).collect();
     let touched = (touched.into_iter().collect(), confined);
-    let _changing = shared.begin_change(term, SessionId::default(), touched, false).await?;
+    let _changing = shared.begin_change(term, (SessionId::default(), None), touched, false).await?;
     shared.propose_by(Some(term), asker, Change::Repair(repairing)).await
 }
 

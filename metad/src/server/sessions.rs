@@ -1,5 +1,6 @@
 //! Sessions: opening, keeping alive, batches, and the end of silent ones.
 
+use super::events::EventQueue;
 use super::{Events, READ_ATTEMPTS, Server, enroll, tickets, validate};
 use crate::Shared;
 use crate::error::ProposeError;
@@ -13,7 +14,6 @@ use crate::lease::{self, Asked, Granted, table::Extension};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 use wire::attr::FileKind;
 use wire::ids::{Ino, LayoutEpoch, SessionId};
@@ -126,7 +126,7 @@ impl Server {
             self.shared.consensus.read_barrier().await?;
             let stamp = self.shared.lease_stamp().ok_or(ProposeError::Unknown)?;
             let (way, _) = in_place(|| borders::way_along(&**self.shared.consensus.state(), path));
-            let asked = Asked { lease: false, delegate: false, sends: false };
+            let asked = Asked { client: None, lease: false, delegate: false, sends: false };
             // It is no session's yet: none has this number.
             if !matches!(self.shared.grant(SessionId::default(), &way, stamp, asked).await, Granted::Overtaken) {
                 break;
@@ -228,15 +228,21 @@ impl Server {
             return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
         }
         self.shared.liveness.heard_session(id, peer);
-        let mut of =
-            lease::Submitter { session: id, has_ended: known.has_ended(), is_confined: false, asks_again: false };
+        let client = lease::client_number(&known.opening.client);
+        let mut of = lease::Submitter {
+            session: id,
+            client,
+            has_ended: known.has_ended(),
+            is_confined: false,
+            asks_again: false,
+        };
         if let Some(confined) = &known.opening.confined {
             of.is_confined = true;
             if of.has_ended {
                 // Nothing of it is carried out any more: only a stored reply counts.
                 batch.ops.clear();
             } else {
-                match self.check_borders(id, confined.root, &mut batch).await? {
+                match self.check_borders((id, client), confined.root, &mut batch).await? {
                     Checked::Within => {
                         if let Err(failed) = self.check_receipts(&peer.certificate.key, receipts, &batch.ops) {
                             return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
@@ -289,7 +295,12 @@ impl Server {
     /// Refuses a batch that names inodes outside of a client's subtree, before it disturbs anybody there. It is judged once
     /// more when it is applied. A batch that was applied already is emptied: only its stored reply counts, whatever operations
     /// come with its number now.
-    async fn check_borders(&self, id: SessionId, root: Ino, batch: &mut Batch) -> Result<Checked, ProposeError> {
+    async fn check_borders(
+        &self,
+        (id, client): (SessionId, u64),
+        root: Ino,
+        batch: &mut Batch,
+    ) -> Result<Checked, ProposeError> {
         // On an older state, what the client has just made is not there.
         self.shared.consensus.read_barrier().await?;
         let state = &**self.shared.consensus.state();
@@ -311,7 +322,8 @@ impl Server {
         };
         // What others have not sent yet may move it out.
         let stamp = self.shared.lease_stamp().ok_or(ProposeError::Unknown)?;
-        self.shared.grant(id, &above, stamp, Asked { lease: false, delegate: false, sends: false }).await;
+        let asked = Asked { client: Some(client), lease: false, delegate: false, sends: false };
+        self.shared.grant(id, &above, stamp, asked).await;
         Ok(Checked::Within)
     }
 
@@ -385,14 +397,14 @@ fn orphans_in(replies: &[OpReply]) -> Vec<Ino> {
 
 /// The events of a session. The session is detached when this is dropped.
 pub struct Followed {
-    events: mpsc::Receiver<MetaEvent>,
+    events: EventQueue,
     _attached: Attached,
 }
 
 impl Followed {
     /// Returns the next event, or `None` when there are no more. Cancel-safe.
     pub async fn next(&mut self) -> Option<MetaEvent> {
-        self.events.recv().await
+        self.events.next().await
     }
 }
 

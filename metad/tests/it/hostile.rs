@@ -11,6 +11,7 @@ use wire::ids::{BatchSeq, BlockdId, Ino, JournalId, LayoutEpoch, SessionId, Vers
 use wire::limits::JOURNALED_FILES_MAX;
 use wire::message::admin::{AdminReply, AdminRequest};
 use wire::message::check::{CheckReply, CheckRequest, Repair};
+use wire::message::event::MetaEvent;
 use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest};
 use wire::op::{Batch, JournalPosition, JournaledFile, Lock, LockFamily, Op, OpFailed};
 use wire::quic::{Endpoint, Peer};
@@ -150,13 +151,38 @@ async fn a_client_that_may_only_read_keeps_nobody_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_may_only_read_is_given_leases_and_neither_delegations_nor_time_to_send_anything() {
+    let cluster = Cluster::start(1).await;
+    let mut honest = cluster.session().await;
+    for (name, read_only) in [("reader", true), ("writer", false)] {
+        honest.create(name).await;
+        let ino = cluster.lookup(honest.id, name).await.unwrap();
+        let endpoint = client(&cluster.ca, name, read_only);
+        let session = opened(&cluster, &endpoint, true).await;
+        let peer = leading(&cluster, &endpoint).await;
+        let mut events = peer.open_events(&MetaRequest::Events { session, dirty: true }).await.unwrap();
+        let attached: MetaEvent = events.next().await.unwrap();
+        let MetaEvent::Attached { seq } = attached else { panic!("{attached:?}") };
+        assert_eq!(seq.is_none(), read_only, "{name} may have something to send");
+        let ask = async |request: MetaRequest| peer.request::<_, MetaReply>(&request, &[], LIMIT).await.unwrap().0;
+        ask(MetaRequest::Acknowledge { session, seqs: seq.into_iter().collect() }).await;
+        ask(MetaRequest::KeepAlive { session, epoch: LayoutEpoch(0) }).await;
+        let read = wire::op::Read::GetAttr { ino };
+        let read = ask(MetaRequest::Read { session, read, delegate: true, sends: true, caller: None }).await;
+        let MetaReply::Read { leased, delegated, .. } = read else { panic!("{read:?}") };
+        assert_eq!((leased, delegated), (true, if read_only { Vec::new() } else { vec![ino] }), "{name}");
+        ask(MetaRequest::CloseSession { session }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_an_unknown_session_disturbs_nobody() {
     let cluster = Cluster::start(1).await;
     let holder = client(&cluster.ca, "holder", false);
     let session = opened(&cluster, &holder, true).await;
     let peer = leading(&cluster, &holder).await;
     let mut events = peer.open_events(&MetaRequest::Events { session, dirty: false }).await.unwrap();
-    let _attached: wire::message::event::MetaEvent = events.next().await.unwrap();
+    let _attached: MetaEvent = events.next().await.unwrap();
     peer.request::<_, MetaReply>(&MetaRequest::KeepAlive { session, epoch: LayoutEpoch(0) }, &[], LIMIT).await.unwrap();
     let read = wire::op::Read::GetAttr { ino: Ino::ROOT };
     let read = MetaRequest::Read { session, read, delegate: false, sends: false, caller: None };
@@ -167,8 +193,7 @@ async fn a_change_of_an_unknown_session_disturbs_nobody() {
     let reply = cluster.ask_as(&stranger, &change).await;
     assert!(matches!(reply, MetaReply::Failed(FsError::SessionExpired)), "{reply:?}");
     // A recall would have been sent before the answer.
-    let event =
-        tokio::time::timeout(Duration::from_millis(300), events.next::<wire::message::event::MetaEvent>()).await;
+    let event = tokio::time::timeout(Duration::from_millis(300), events.next::<MetaEvent>()).await;
     assert!(event.is_err(), "{event:?}");
 }
 

@@ -6,6 +6,7 @@
 //! without an answer: an honest peer sends its first packet again (RFC 9002 §6.2), and gets in when there is room.
 
 use super::budget::Room;
+use super::windows::{CONNECTION_WINDOW_BYTES, window_of};
 use crate::tls::{Role, Subject};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -13,6 +14,7 @@ use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Handshakes under way from which on addresses are verified.
 pub(super) const VERIFY_FROM: usize = 32;
@@ -44,8 +46,7 @@ pub(super) enum Verdict {
 #[derive(Default)]
 pub(super) struct Door {
     counts: Mutex<Counts>,
-    /// By name and role of the certificate.
-    certificates: Mutex<HashMap<(String, Role), Certificate>>,
+    certificates: Mutex<Certificates>,
     /// Addresses that have shown a certificate, the last one last.
     known: Mutex<VecDeque<IpAddr>>,
 }
@@ -56,12 +57,36 @@ pub(super) struct Admitted {
     certificate: (String, Role),
     /// What all connections of the certificate may have the server hold.
     pub(super) room: Room,
+    /// How many bytes of answers this connection may have on their way.
+    pub(super) window: watch::Receiver<u64>,
 }
 
 /// A certificate that connections show.
 struct Certificate {
     connections: usize,
     room: Room,
+    /// The window of each of its connections.
+    window: watch::Sender<u64>,
+}
+
+impl Certificate {
+    fn of(role: Role) -> Self {
+        let window = watch::Sender::new(u64::from(CONNECTION_WINDOW_BYTES));
+        Self { connections: 0, room: Room::of_certificate(role), window }
+    }
+}
+
+/// Certificates that connections show, by name and role.
+type Certificates = HashMap<(String, Role), Certificate>;
+
+/// Shares the windows out among the connections of clients.
+fn share_windows(certificates: &Certificates) {
+    let clients = || certificates.iter().filter(|((_, role), _)| *role == Role::Client);
+    let count = clients().count();
+    for (_, certificate) in clients() {
+        let window = window_of(count, certificate.connections);
+        certificate.window.send_if_modified(|shared| std::mem::replace(shared, window) != window);
+    }
 }
 
 #[derive(Default)]
@@ -123,16 +148,15 @@ impl Handshake {
         self.door.remember(self.address);
         let certificate = (subject.name.clone(), subject.role);
         let mut certificates = self.door.certificates.lock();
-        let known = certificates
-            .entry(certificate.clone())
-            .or_insert_with(|| Certificate { connections: 0, room: Room::of_certificate(subject.role) });
+        let known = certificates.entry(certificate.clone()).or_insert_with(|| Certificate::of(subject.role));
         if known.connections >= CONNECTIONS_PER_CERTIFICATE_MAX {
             return None;
         }
         known.connections += 1;
-        let room = known.room.clone();
+        let (room, window) = (known.room.clone(), known.window.subscribe());
+        share_windows(&certificates);
         drop(certificates);
-        Some(Admitted { door: self.door.clone(), certificate, room })
+        Some(Admitted { door: self.door.clone(), certificate, room, window })
     }
 }
 
@@ -153,6 +177,7 @@ impl Drop for Admitted {
                 certificates.remove(&self.certificate);
             }
         }
+        share_windows(&certificates);
     }
 }
 
@@ -242,6 +267,24 @@ mod tests {
         assert!(connect(Role::Client, "one").is_some());
         drop(standing);
         assert!(door.certificates.lock().is_empty(), "what has ended leaves nothing behind");
+    }
+
+    #[test]
+    fn connections_of_one_client_get_smaller_windows_and_those_of_others_and_of_daemons_do_not() {
+        let door = Arc::<Door>::default();
+        let connect = |role, name| match door.decide(address(1), true) {
+            Verdict::Begin(handshake) => handshake.succeed(&Subject::new(role, name)).expect("few connections stand"),
+            Verdict::Verify | Verdict::Ignore => panic!("handshakes that have ended take no places"),
+        };
+        let full = u64::from(CONNECTION_WINDOW_BYTES);
+        let (first, other, daemon) =
+            (connect(Role::Client, "one"), connect(Role::Client, "two"), connect(Role::Blockd, "one"));
+        let more: Vec<_> = (0..100).map(|_| connect(Role::Client, "one")).collect();
+        let window = |admitted: &Admitted| *admitted.window.borrow();
+        assert_eq!((window(&first), window(&more[99])), (4 << 20, 4 << 20));
+        assert_eq!((window(&other), window(&daemon)), (full, full));
+        drop(more);
+        assert_eq!(window(&first), full);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::socket::{Socket, is_newcomer, set_full_windows};
 use super::standing::{ENDED, end_of};
 use super::strangers::{Strangers, welcome};
 use super::stream::{broken, payload_len, read_exactly, read_tail, take_end, write_frame};
+use super::windows;
 use crate::attr::Timestamp;
 use crate::buffers::Pool;
 use crate::frame::{REQUEST_HEADER, ReplyHeader, ReplyKind, RequestHeader};
@@ -190,7 +191,7 @@ async fn connection<S: Service>(
         }
     };
     set_full_windows(&connection);
-    let Some(admitted) = handshake.succeed(&subject) else {
+    let Some(mut admitted) = handshake.succeed(&subject) else {
         tracing::debug!(%addr, name = subject.name, "too many connections of one certificate");
         connection.close(1_u32.into(), b"too many connections of this certificate");
         return;
@@ -205,6 +206,7 @@ async fn connection<S: Service>(
     drop(socket);
     let mut end = pin!(end_of(&peer.certificate));
     let budget = Budget::of(peer.subject.role, admitted.room.clone());
+    connection.set_send_window(*admitted.window.borrow_and_update());
     let unanswered = TaskTracker::new();
     let handlers = TaskTracker::new();
     loop {
@@ -213,6 +215,10 @@ async fn connection<S: Service>(
             () = &mut end => {
                 connection.close(ENDED.into(), b"the certificate has ended");
                 break;
+            }
+            bytes = windows::changed(&mut admitted.window) => {
+                connection.set_send_window(bytes);
+                continue;
             }
         };
         let Some(Ok((send, recv))) = next else { break };

@@ -7,6 +7,7 @@ use super::credentials::{Credentials, NEWCOMERS_ALPN, provider, tls_error};
 use super::driver::Driver;
 use super::standing::Standing;
 use super::stream::REUSED_BYTES_MIN;
+use super::windows::CONNECTION_WINDOW_BYTES;
 use crate::Error;
 use crate::buffers::Pool;
 use crate::chain::{ClientVerifier, ServerVerifier};
@@ -37,8 +38,6 @@ const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 const POOLED_BYTES_MAX: usize = 16 << 20;
 /// What one stream may have in flight: several blocks.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
-/// What one connection may have in flight.
-const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// Requests that one connection may have open at once.
 const STREAMS_MAX: u32 = 4096;
 /// What a connection may have in flight, and how many requests open, before its peer has shown a certificate, where those

@@ -15,7 +15,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UdpSocket;
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -194,6 +195,70 @@ async fn a_client_that_announces_more_than_its_budget_is_refused_and_another_is_
     while send_raw(&peer, &announced.encode()).await.1.starts_with(b"too many") {
         assert!(started.elapsed() < LIMIT * 4);
     }
+}
+
+/// Answers requests without a payload with a megabyte, once it is told to.
+struct Large {
+    asked: Semaphore,
+    may_answer: Semaphore,
+    /// Answers that wait for nothing any more but to be acknowledged.
+    answered: Semaphore,
+}
+
+impl Service for Large {
+    fn authorize(&self, _peer: &PeerIdentity) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, mut request: Incoming) {
+        if request.read_payload().await.is_ok_and(|payload| !payload.is_empty()) {
+            return request.respond(&(), &[]).await;
+        }
+        self.asked.add_permits(1);
+        self.may_answer.acquire().await.unwrap().forget();
+        request.respond(&(), &[Bytes::from(vec![7; 1 << 20])]).await;
+        self.answered.add_permits(1);
+    }
+}
+
+#[test]
+fn of_answers_that_a_client_does_not_acknowledge_a_server_keeps_what_fits_in_its_share() {
+    const CONNECTIONS: usize = 64;
+    const ASKED: u32 = 32;
+    let (serving, calling) = (Runtime::new().unwrap(), Builder::new_current_thread().enable_all().build().unwrap());
+    let (ca, any) = (ClusterCa::create("t").unwrap(), "127.0.0.1:0".parse().unwrap());
+    let metad = Endpoint::bind(any, &ca.issue(&Subject::new(Role::Metad, "m")).unwrap()).unwrap();
+    let [asked, may_answer, answered] = std::array::from_fn(|_| Semaphore::new(0));
+    let answers = Arc::new(Large { asked, may_answer, answered });
+    let _serving = metad.serve(answers.clone(), serving.handle());
+    let identity = ca.issue(&Subject::new(Role::Client, "c")).unwrap();
+    let bind = |_| Endpoint::bind_within(any, &identity, calling.handle().clone()).unwrap();
+    let clients: Vec<Endpoint> = (0..CONNECTIONS).map(bind).collect();
+    let open = calling.block_on(async {
+        for client in &clients {
+            let payload = [Bytes::from_static(b"x")];
+            client.peer(metad.local_addr(), Role::Metad).request::<_, ()>(&(), &payload, LIMIT).await.unwrap();
+        }
+        let connection = clients[0].peer(metad.local_addr(), Role::Metad).connected().await.unwrap().connection;
+        let header = RequestHeader { deadline_ms: 60_000, request_id: 1, head_len: 0, payload_len: 0 }.encode();
+        let mut open = Vec::new();
+        for _ in 0..ASKED {
+            let (mut send, recv) = connection.open_bi().await.unwrap();
+            send.write_all(&header).await.unwrap();
+            send.finish().unwrap();
+            open.push((send, recv));
+        }
+        timeout(LIMIT, answers.asked.acquire_many(ASKED)).await.unwrap().unwrap().forget();
+        open
+    });
+    // From now on nobody runs what would acknowledge packets.
+    answers.may_answer.add_permits(ASKED as usize);
+    let limit = Duration::from_secs(1);
+    let all = serving.block_on(async { timeout(limit, answers.answered.acquire_many(ASKED)).await.is_ok() });
+    assert!(!all, "all {ASKED} answers of a megabyte are kept for one of {CONNECTIONS} connections");
+    let kept = answers.answered.available_permits();
+    assert!((1..=8).contains(&kept), "{kept}");
+    drop(open);
 }
 
 /// Returns first packets of so many connections, none of which goes on.

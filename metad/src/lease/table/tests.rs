@@ -161,7 +161,7 @@ impl World {
             Step::Grant(index) => {
                 if index < self.reads.len() {
                     let Looked { session, ino, asked, stamp, version } = self.reads.remove(index);
-                    if self.table.grant(SessionId(session), &[ino], stamp, self.now).0 {
+                    if self.table.grant(SessionId(session), &[ino], stamp).0 {
                         self.clients[session as usize].answers.push((ino, version, asked));
                     }
                 }
@@ -223,7 +223,7 @@ impl World {
             }
             Step::Apply(index) => {
                 let Some(change) = self.changes.get_mut(index) else { return };
-                if change.applied.is_none() && self.table.unsettled_until(&change.waits, self.now).is_none() {
+                if change.applied.is_none() && self.table.unsettled_until(None, &change.waits, self.now).is_none() {
                     let apply = |ino: &Ino| {
                         let version = self.applied.entry(*ino).or_insert(0);
                         *version += 1;
@@ -237,7 +237,7 @@ impl World {
                     return;
                 }
                 let change = self.changes.remove(index);
-                let leased = self.table.end(SessionId(change.session), &change.inos, self.now);
+                let leased = self.table.end(SessionId(change.session), &change.inos);
                 let client = &mut self.clients[change.session as usize];
                 for (ino, version) in change.applied.into_iter().flatten().filter(|_| leased) {
                     client.answers.push((ino, version, client.clock));
@@ -253,7 +253,7 @@ impl World {
             Step::Close(index) => {
                 let Some(Evicted { session, recalled, closed }) = self.evicted.get_mut(index) else { return };
                 let recalled: Vec<Notice> = recalled.iter().cloned().collect();
-                let waits = self.table.unsettled_until(&recalled, self.now);
+                let waits = self.table.unsettled_until(None, &recalled, self.now);
                 let id = SessionId(*session);
                 if waits.or_else(|| self.table.grace_until(std::iter::once(id), self.now)).is_none() {
                     self.table.remove(id);
@@ -329,22 +329,22 @@ fn a_holder_that_acknowledges_is_waited_for_no_longer_and_a_silent_one_for_its_l
     table.attach(one, 0, false, now);
     table.attach(two, 1, false, now);
     assert_eq!(table.extend(two, now, false), Extension::Extended);
-    assert!(table.grant(two, &[file], table.stamp(), now).0);
+    assert!(table.grant(two, &[file], table.stamp()).0);
     let (_, waits) = table.begin(one, &[file], now);
-    assert_eq!(table.unsettled_until(&waits, now), Some(now + LEASE));
+    assert_eq!(table.unsettled_until(None, &waits, now), Some(now + LEASE));
     assert_eq!(table.extend(two, now, false), Extension::Pending);
-    assert!(!table.grant(two, &[file], table.stamp(), now).0, "it is changing");
+    assert!(!table.grant(two, &[file], table.stamp()).0, "it is changing");
     let (_, also) = table.begin(one, &[file], now);
-    assert_eq!(table.unsettled_until(&also, now), Some(now + LEASE), "a second change waits as well");
+    assert_eq!(table.unsettled_until(None, &also, now), Some(now + LEASE), "a second change waits as well");
     table.acknowledge(two, &[waits[0].seq]);
-    assert_eq!(table.unsettled_until(&waits, now), None);
-    assert!(!table.end(one, &[file], now), "another change is under way");
-    assert!(!table.end(one, &[file], now), "there were two: nobody knows which was the last to apply");
+    assert_eq!(table.unsettled_until(None, &waits, now), None);
+    assert!(!table.end(one, &[file]), "another change is under way");
+    assert!(!table.end(one, &[file]), "there were two: nobody knows which was the last to apply");
     table.begin(one, &[file], now);
-    assert!(table.end(one, &[file], now));
-    assert!(table.grant(two, &[file], table.stamp(), now).0);
+    assert!(table.end(one, &[file]));
+    assert!(table.grant(two, &[file], table.stamp()).0);
     let (_, waits) = table.begin(one, &[file], now);
-    assert_eq!(table.unsettled_until(&waits, now + LEASE), None);
+    assert_eq!(table.unsettled_until(None, &waits, now + LEASE), None);
 }
 
 #[test]
@@ -356,14 +356,14 @@ fn a_read_is_leased_though_something_else_was_changed_meanwhile() {
     table.attach(two, 1, false, now);
     let stamp = table.stamp();
     table.begin(one, &[Ino(7)], now);
-    table.end(one, &[Ino(7)], now);
-    assert!(!table.grant(two, &[Ino(7)], stamp, now).0);
-    assert!(table.grant(two, &[Ino(8)], stamp, now).0);
+    table.end(one, &[Ino(7)]);
+    assert!(!table.grant(two, &[Ino(7)], stamp).0);
+    assert!(table.grant(two, &[Ino(8)], stamp).0);
     for _ in 0..CHANGES_REMEMBERED {
         table.begin(one, &[Ino(9)], now);
-        table.end(one, &[Ino(9)], now);
+        table.end(one, &[Ino(9)]);
     }
-    assert!(!table.grant(two, &[Ino(8)], stamp, now).0, "nobody knows any more");
+    assert!(!table.grant(two, &[Ino(8)], stamp).0, "nobody knows any more");
 }
 
 #[test]
@@ -373,13 +373,13 @@ fn too_many_leases_of_one_session_are_recalled_together() {
     let one = SessionId(1);
     table.attach(one, 0, false, now);
     let many: Vec<Ino> = (0..HELD_MAX as u64).map(Ino).collect();
-    assert!(table.grant(one, &many, table.stamp(), now).0);
-    let (granted, notice) = table.grant(one, &[Ino(u64::MAX)], table.stamp(), now);
+    assert!(table.grant(one, &many, table.stamp()).0);
+    let (granted, notice) = table.grant(one, &[Ino(u64::MAX)], table.stamp());
     let notice = notice.unwrap();
     assert!(!granted && table.held.len() == HELD_MAX);
     table.acknowledge(one, &[notice.seq]);
     assert!(table.held.is_empty());
-    assert!(table.grant(one, &[Ino(u64::MAX)], table.stamp(), now).0);
+    assert!(table.grant(one, &[Ino(u64::MAX)], table.stamp()).0);
 }
 
 #[test]
@@ -403,25 +403,25 @@ fn a_delegation_is_for_a_sole_holder_and_a_reader_waits_until_it_has_sent_everyt
     table.attach(one, 0, false, now);
     table.attach(two, 1, false, now);
     assert_eq!(table.extend(one, now, false), Extension::Extended);
-    assert!(table.grant(one, &[file], table.stamp(), now).0 && table.grant(two, &[file], table.stamp(), now).0);
+    assert!(table.grant(one, &[file], table.stamp()).0 && table.grant(two, &[file], table.stamp()).0);
     assert!(table.delegate(one, &[file], now).is_empty(), "another one has a lease");
     let (_, waits) = table.begin(one, &[file], now);
     table.acknowledge(two, &[waits[0].seq]);
-    assert!(table.end(one, &[file], now));
+    assert!(table.end(one, &[file]));
     assert_eq!(table.delegate(one, &[file], now), [file]);
     assert_eq!(table.share(one, &[file], now), (vec![], vec![]), "its holder may look");
 
     let (notices, waits) = table.share(two, &[file], now);
     assert_eq!(notices, [(waits[0].clone(), vec![file])]);
-    assert_eq!(table.unsettled_until(&waits, now), Some(later(5)));
+    assert_eq!(table.unsettled_until(None, &waits, now), Some(later(5)));
     assert!(table.share(two, &[file], now).0.is_empty(), "the event was sent already");
     assert_eq!(table.extend(one, later(4), false), Extension::Pending);
-    assert_eq!(table.unsettled_until(&waits, later(6)), Some(later(9)), "it lives, and is sending");
+    assert_eq!(table.unsettled_until(None, &waits, later(6)), Some(later(9)), "it lives, and is sending");
     let (_, also) = table.begin(two, &[file], later(6));
     assert!(also.contains(&waits[0]), "a change waits, too");
-    table.end(two, &[file], later(6));
+    table.end(two, &[file]);
     table.acknowledge(one, &also.iter().map(|notice| notice.seq).collect::<Vec<_>>());
-    assert_eq!(table.unsettled_until(&also, later(6)), None);
+    assert_eq!(table.unsettled_until(None, &also, later(6)), None);
     assert!(table.share(two, &[file], later(6)).1.is_empty());
 }
 
@@ -432,13 +432,13 @@ fn a_holder_that_lives_but_never_sends_is_waited_for_a_while_and_no_longer() {
     let (one, two, file) = (SessionId(1), SessionId(2), Ino(7));
     table.attach(one, 0, false, now);
     assert_eq!(table.extend(one, now, false), Extension::Extended);
-    assert!(table.grant(one, &[file], table.stamp(), now).0);
+    assert!(table.grant(one, &[file], table.stamp()).0);
     assert_eq!(table.delegate(one, &[file], now), [file]);
-    assert!(table.grant(one, &[Ino(8)], table.stamp(), now).0);
+    assert!(table.grant(one, &[Ino(8)], table.stamp()).0);
     assert_eq!(table.delegate(one, &[Ino(8)], now), [Ino(8)]);
     let (_, waits) = table.share(two, &[file], now);
     let mut at = now;
-    while table.unsettled_until(&waits, at).is_some() {
+    while table.unsettled_until(None, &waits, at).is_some() {
         at += Duration::from_secs(1);
         table.extend(one, at, false);
         if at == now + CLIENT_PATIENCE_MAX / 2 {
@@ -458,11 +458,11 @@ fn two_holders_that_wait_for_each_other_may_acknowledge_early_what_asks_for_noth
     for (session, dir) in [(sessions[0], Ino(10)), (sessions[1], Ino(20))] {
         table.attach(session, session.0, false, now);
         table.extend(session, now, false);
-        assert!(table.grant(session, &[dir], table.stamp(), now).0);
+        assert!(table.grant(session, &[dir], table.stamp()).0);
         assert_eq!(table.delegate(session, &[dir], now), [dir]);
     }
     for session in sessions {
-        assert!(table.grant(session, &[Ino(11), Ino(21)], table.stamp(), now).0);
+        assert!(table.grant(session, &[Ino(11), Ino(21)], table.stamp()).0);
     }
     // A third session looks, and both have to send: about one file each, on which the other has a lease.
     let third = SessionId(3);
@@ -474,12 +474,12 @@ fn two_holders_that_wait_for_each_other_may_acknowledge_early_what_asks_for_noth
         assert!(waits[0].session == other && waits[0].seq > asked[0].seq, "later than the event that waits for it");
         table.acknowledge(other, &[waits[0].seq]);
     }
-    assert!(table.unsettled_until(&[one_waits, two_waits].concat(), now).is_none());
-    assert!(table.unsettled_until(&asked, now).is_some(), "the earlier events are not acknowledged by that");
+    assert!(table.unsettled_until(None, &[one_waits, two_waits].concat(), now).is_none());
+    assert!(table.unsettled_until(None, &asked, now).is_some(), "the earlier events are not acknowledged by that");
     for notice in &asked {
         table.acknowledge(notice.session, &[notice.seq]);
     }
-    assert!(table.unsettled_until(&asked, now).is_none());
+    assert!(table.unsettled_until(None, &asked, now).is_none());
 }
 
 #[test]
@@ -494,7 +494,7 @@ fn all_others_wait_for_a_session_that_attaches_with_unsent_operations() {
     table.acknowledge(two, &[also]);
     let dirty = table.dirty_before(two, false);
     assert_eq!(dirty, [Notice { session: one, seq }]);
-    assert!(table.unsettled_until(&dirty, now).is_some());
+    assert!(table.unsettled_until(None, &dirty, now).is_some());
     table.acknowledge(one, &[seq]);
     assert!(table.dirty_before(two, false).is_empty());
     assert_eq!(table.attach(one, 2, false, now), None);
@@ -506,7 +506,7 @@ fn no_delegation_is_given_for_a_while_where_one_was_recalled() {
     let mut table = Table::new(LEASE, now);
     let (one, two, file) = (SessionId(1), SessionId(2), Ino(7));
     table.attach(one, 0, false, now);
-    assert!(table.grant(one, &[file], table.stamp(), now).0);
+    assert!(table.grant(one, &[file], table.stamp()).0);
     assert_eq!(table.delegate(one, &[file], now), [file]);
     let (_, waits) = table.share(two, &[file], now);
     table.acknowledge(one, &[waits[0].seq]);
@@ -591,10 +591,11 @@ mod delegations {
         }
 
         /// Returns whether no other session has to come first.
-        fn is_open_for(&self, session: u64, sends: bool) -> bool {
+        fn is_open_for(&mut self, session: u64, sends: bool) -> bool {
             let others = (0..SESSIONS).filter(|other| *other != session).map(SessionId);
             let dirty = self.table.dirty_before(SessionId(session), sends);
-            self.table.grace_until(others, self.now).is_none() && self.table.unsettled_until(&dirty, self.now).is_none()
+            self.table.grace_until(others, self.now).is_none()
+                && self.table.unsettled_until(None, &dirty, self.now).is_none()
         }
 
         fn push(&mut self, notice: &Notice, inos: &[Ino]) {
@@ -614,8 +615,8 @@ mod delegations {
             for notice in &notices {
                 self.push(notice, inos);
             }
-            let settled = self.table.unsettled_until(&waits, self.now).is_none();
-            let leased = self.table.end(id, inos, self.now);
+            let settled = self.table.unsettled_until(None, &waits, self.now).is_none();
+            let leased = self.table.end(id, inos);
             let given = if leased && settled { self.table.delegate(id, inos, self.now) } else { Vec::new() };
             settled.then_some(given)
         }
@@ -716,7 +717,7 @@ mod delegations {
                     for (notice, inos) in &notices {
                         self.push(notice, inos);
                     }
-                    if self.table.unsettled_until(&waits, now).is_some() {
+                    if self.table.unsettled_until(None, &waits, now).is_some() {
                         return Ok(());
                     }
                     self.reads += 1;
@@ -726,7 +727,7 @@ mod delegations {
                         prop_assert!(!unsent, "{session} reads {ino:?}, and {other} has not sent what it did");
                     }
                     let stamp = self.table.stamp();
-                    if self.table.grant(SessionId(session), &[ino], stamp, now).0 {
+                    if self.table.grant(SessionId(session), &[ino], stamp).0 {
                         let given = self.table.delegate(SessionId(session), &[ino], now);
                         if self.worker(session).attached {
                             self.worker(session).delegated.extend(given);
@@ -820,10 +821,10 @@ mod delegations {
         assert_eq!(world.workers[0].unsent.len(), 1, "the other session comes first");
         let (notices, waits) = world.table.begin(SessionId(1), &[Ino(1)], world.now);
         world.push(&notices[0], &[Ino(1)]);
-        assert!(world.table.unsettled_until(&waits, world.now).is_some());
+        assert!(world.table.unsettled_until(None, &waits, world.now).is_some());
         world.take(Step::TakeEvent(0)).unwrap();
         assert!(world.workers[0].unsent.is_empty(), "the other session waits for it");
-        assert_eq!(world.table.unsettled_until(&waits, world.now), None);
+        assert_eq!(world.table.unsettled_until(None, &waits, world.now), None);
     }
 }
 
@@ -848,7 +849,8 @@ fn a_client_that_always_attaches_dirty_delays_others_once_whatever_sessions_it_u
         let seq = table.attach(liar, stream, true, now);
         for _ in 0..2 {
             let waits = table.dirty_before(honest, false);
-            waited += if table.unsettled_until(&waits, now).is_some() { step } else { Duration::ZERO };
+            let until = table.unsettled_until(Some(1), &waits, now);
+            waited += until.map_or(Duration::ZERO, |until| step.min(until - now));
             now += step;
             table.extend(liar, now, false);
         }
@@ -862,6 +864,93 @@ fn a_client_that_always_attaches_dirty_delays_others_once_whatever_sessions_it_u
     assert!(waited <= 2 * CLIENT_PATIENCE_MAX + LEASE, "{waited:?} of {:?}", now - start);
 }
 
+/// Gives a session of a client a delegation on an inode.
+fn delegate_to(table: &mut Table, session: SessionId, client: u64, ino: Ino, now: Instant) {
+    table.introduce(session, client, true, None);
+    table.attach(session, session.0, false, now);
+    assert_eq!(table.extend(session, now, false), Extension::Extended);
+    assert!(table.grant(session, &[ino], table.stamp()).0);
+    assert_eq!(table.delegate(session, &[ino], now), [ino]);
+}
+
+/// Lets a session of this client, which has attached or not, read an inode whose holder says each second that it is alive,
+/// and acknowledges nothing. Returns when that is over.
+fn read_in_vain(table: &mut Table, client: u64, holder: SessionId, ino: Ino, mut now: Instant) -> Instant {
+    let (_, waits) = table.share(SessionId(client), &[ino], now);
+    assert!(waits.iter().any(|notice| notice.session == holder));
+    let second = Duration::from_secs(1);
+    while let Some(until) = table.unsettled_until(Some(client), &waits, now) {
+        now = until.min(now + second);
+        assert_eq!(table.extend(holder, now, false), Extension::Pending);
+    }
+    now
+}
+
+#[test]
+fn a_client_that_never_sends_what_it_is_asked_for_delays_others_once_whatever_sessions_it_uses() {
+    let start = Instant::now();
+    let mut table = Table::new(LEASE, start);
+    let honest = 1;
+    let (mut now, sessions) = (start, 20);
+    for number in 0..sessions {
+        let liar = SessionId(100 + number);
+        delegate_to(&mut table, liar, 77, Ino(number), now);
+        let begun = now;
+        now = read_in_vain(&mut table, honest, liar, Ino(number), now);
+        if number == 0 {
+            assert!(now - begun >= CLIENT_PATIENCE_MAX, "{:?}", now - begun);
+        } else {
+            assert!(now - begun <= LEASE + Duration::from_secs(2), "{number}: {:?}", now - begun);
+        }
+        if number % 2 == 0 {
+            table.remove(liar);
+        }
+    }
+    // Others of the cluster are waited for as ever.
+    let other = SessionId(3);
+    delegate_to(&mut table, other, 78, Ino(1_000), now);
+    assert!(read_in_vain(&mut table, honest, other, Ino(1_000), now) - now >= CLIENT_PATIENCE_MAX);
+}
+
+#[test]
+fn mounts_that_share_a_certificate_and_take_long_to_send_leave_the_others_their_time() {
+    let start = Instant::now();
+    let mut table = Table::new(LEASE, start);
+    let (one, two) = (SessionId(1), SessionId(2));
+    delegate_to(&mut table, one, 5, Ino(7), start);
+    delegate_to(&mut table, two, 5, Ino(8), start);
+    let now = read_in_vain(&mut table, 5, one, Ino(7), start);
+    assert!(now - start >= CLIENT_PATIENCE_MAX, "another mount waits for one as long as it would for any other");
+    assert_eq!(table.extend(two, now, false), Extension::Extended);
+    assert!(read_in_vain(&mut table, 6, two, Ino(8), now) - now >= CLIENT_PATIENCE_MAX);
+}
+
+#[test]
+fn a_client_that_acknowledges_in_time_pays_nothing_however_often_it_is_asked() {
+    let start = Instant::now();
+    let mut table = Table::new(LEASE, start);
+    let (reader, sessions) = (SessionId(1), 50);
+    table.introduce(reader, 1, true, None);
+    table.attach(reader, 0, false, start);
+    let mut now = start;
+    for round in 0..1_000 {
+        // At any time some mount of the certificate has something to send, and says meanwhile that it is alive.
+        let (holder, ino) = (SessionId(100 + round % sessions), Ino(round));
+        delegate_to(&mut table, holder, 5, ino, now);
+        let (_, waits) = table.share(reader, &[ino], now);
+        for _ in 0..4 {
+            assert!(table.unsettled_until(Some(1), &waits, now).is_some());
+            now += LEASE / 5;
+            assert_eq!(table.extend(holder, now, false), Extension::Pending);
+        }
+        table.acknowledge(holder, &[waits[0].seq]);
+        assert!(table.unsettled_until(Some(1), &waits, now).is_none());
+        assert_eq!(table.extend(holder, now, false), Extension::Extended);
+    }
+    let patience = table.clients.get_mut(&5).map(|patience| patience.left_at(now));
+    assert_eq!(patience, Some(CLIENT_PATIENCE_MAX));
+}
+
 #[test]
 fn nobody_waits_for_a_client_that_may_only_read_beyond_its_lease() {
     let now = Instant::now();
@@ -872,10 +961,10 @@ fn nobody_waits_for_a_client_that_may_only_read_beyond_its_lease() {
     assert_eq!(table.attach(reader, 1, true, now), None, "it can have nothing to send");
     assert!(table.dirty_before(writer, false).is_empty());
     table.extend(reader, now, false);
-    assert!(table.grant(reader, &[file], table.stamp(), now).0);
+    assert!(table.grant(reader, &[file], table.stamp()).0);
     let (_, waits) = table.begin(writer, &[file], now);
     let mut at = now;
-    while table.unsettled_until(&waits, at).is_some() {
+    while table.unsettled_until(None, &waits, at).is_some() {
         at += Duration::from_millis(100);
         assert_eq!(table.extend(reader, at, false), Extension::Pending);
         assert!(at <= now + LEASE, "its lease was extended though it does not acknowledge");
@@ -890,7 +979,7 @@ fn each_event_that_is_waited_for_is_listed_once_however_many_inodes_it_concerns(
         table.attach(session, 1, false, now);
     }
     let inos: Vec<Ino> = (0..1_000).map(Ino).collect();
-    assert!(table.grant(one, &inos, table.stamp(), now).0);
+    assert!(table.grant(one, &inos, table.stamp()).0);
     let (notices, waits) = table.begin(two, &inos, now);
     assert_eq!((notices.len(), &waits), (1, &notices));
     let (more, waits) = table.begin(three, &inos, now);
@@ -907,24 +996,24 @@ fn an_evicted_session_gets_no_lease_any_more_and_is_waited_for_no_longer_than_it
         table.attach(session, session.0, false, start);
         table.extend(session, start, false);
     }
-    assert!(table.grant(first, &[Ino(7)], table.stamp(), start).0);
+    assert!(table.grant(first, &[Ino(7)], table.stamp()).0);
     let notice = table.evict(first).unwrap();
     let later = start + LEASE / 2;
     assert_eq!(table.extend(first, later, false), Extension::Pending);
-    assert!(!table.grant(first, &[Ino(8)], table.stamp(), later).0);
+    assert!(!table.grant(first, &[Ino(8)], table.stamp()).0);
     let (recalls, waits) = table.begin(second, &[Ino(7)], later);
     assert_eq!(recalls.len(), 1, "what it still answers from its cache is waited for");
     for waits in [&waits, &vec![notice.clone()]] {
-        assert_eq!(table.unsettled_until(waits, later), Some(start + LEASE));
-        assert_eq!(table.unsettled_until(waits, start + LEASE), None);
+        assert_eq!(table.unsettled_until(None, waits, later), Some(start + LEASE));
+        assert_eq!(table.unsettled_until(None, waits, start + LEASE), None);
     }
     assert!(table.acknowledge(first, &[notice.seq]));
-    assert_eq!(table.unsettled_until(&[notice], later), None, "or until it has dropped everything");
+    assert_eq!(table.unsettled_until(None, &[notice], later), None, "or until it has dropped everything");
     // Requests of it that began before it had ended.
     table.remove(first);
     table.introduce(first, 1, true, None);
     assert_eq!(table.attach(first, 9, true, later), None);
-    assert!(!table.grant(first, &[Ino(9)], table.stamp(), later).0 && !table.grant_made(first, &[Ino(9)], later));
+    assert!(!table.grant(first, &[Ino(9)], table.stamp()).0 && !table.grant_made(first, &[Ino(9)]));
     assert!(table.dirty_before(second, false).is_empty());
     assert!(table.is_small(), "the second is the only one");
 }

@@ -9,6 +9,7 @@ mod confined;
 mod crash;
 mod delegations;
 mod faults;
+mod flood;
 mod fsck;
 mod healing;
 mod journal;
