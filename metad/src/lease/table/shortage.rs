@@ -35,7 +35,7 @@ mod tests {
             table.extend(session, now, false);
         }
         let inos: Vec<Ino> = (10..10 + NAMED_MAX as u64 + 1).map(Ino).collect();
-        assert!(table.grant(one, &inos, table.stamp(), now).0);
+        assert!(table.grant(one, &inos, table.stamp()).0);
         assert_eq!(table.delegate(one, &inos, now), inos);
         assert!(table.undelegate(other, now).is_empty());
         let events = table.undelegate(one, now);
@@ -43,10 +43,10 @@ mod tests {
         assert!(table.undelegate(one, now).is_empty(), "it has none any more");
         let (asked, waits) = table.share(other, &inos, now);
         assert!(asked.is_empty(), "it was asked already");
-        assert!(table.unsettled_until(&waits, now).is_some());
+        assert!(table.unsettled_until(None, &waits, now).is_some());
         let seqs: Vec<_> = events.iter().map(|(notice, _)| notice.seq).collect();
         assert!(table.acknowledge(one, &seqs));
-        assert_eq!(table.unsettled_until(&waits, now), None);
+        assert_eq!(table.unsettled_until(None, &waits, now), None);
         assert!(table.begin(other, &inos[..1], now).0.iter().any(|notice| notice.session == one), "it has its leases");
     }
 }
