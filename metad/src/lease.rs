@@ -29,6 +29,9 @@ use wire::message::event::MetaEvent;
 use wire::op::{Batch, BatchReply, Op, OpFailed};
 use wire::tls::PeerIdentity;
 
+/// How often a batch looks anew where its names lead, after it has waited for those who had leases there.
+const LOOKED_AGAIN_MAX: usize = 3;
+
 /// A change under way; it ends when this is dropped.
 pub(crate) struct Changing<'a> {
     shared: &'a Shared,
@@ -443,7 +446,17 @@ pub(crate) async fn submit(shared: Arc<Shared>, of: Submitter, batch: Batch) -> 
         Err(error) if is_confined => return Ok(unleased(Ok(Err(OpFailed { index: 0, error })))),
         Err(error) => everybody(error),
     };
-    let changing = shared.begin_change(term, (id, Some(client)), (inos, crossing), sends).await?;
+    let mut changing = shared.begin_change(term, (id, Some(client)), (inos, crossing), sends).await?;
+    for _ in 0..LOOKED_AGAIN_MAX {
+        // Others may have changed meanwhile where the names lead.
+        let more = touched::more(&**shared.consensus.state(), &batch.ops, &changing.inos);
+        if more.len() == changing.inos.len() {
+            break;
+        }
+        // It begins before the one that it replaces ends.
+        let crossing = changing.crossing.clone();
+        changing = shared.begin_change(term, (id, Some(client)), (more, crossing), sends).await?;
+    }
     let outcome = shared.batcher.submit((id, is_confined), batch, Some(term)).await?;
     // What is known only now: names that changed between the look-up and the change.
     let Ok(Ok(replies)) = &outcome else { return Ok(unleased(outcome)) };

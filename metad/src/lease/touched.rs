@@ -18,6 +18,13 @@ pub(super) fn before(kv: &dyn Kv, ops: &[Op]) -> Vec<Ino> {
     inos.into_iter().collect()
 }
 
+/// Returns what can be known by now, and what was known already.
+pub(super) fn more(kv: &dyn Kv, ops: &[Op], known: &[Ino]) -> Vec<Ino> {
+    let mut inos: BTreeSet<Ino> = known.iter().copied().collect();
+    inos.extend(before(kv, ops));
+    inos.into_iter().collect()
+}
+
 /// Returns what only the replies reveal.
 pub(super) fn after(replies: &[OpReply], known: &[Ino]) -> Vec<Ino> {
     let mut inos = BTreeSet::new();
