@@ -15,7 +15,8 @@
 use parking_lot::{Condvar, Mutex};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -253,7 +254,7 @@ fn is_short(was_short: bool, left: u64, bytes: u64) -> bool {
 /// Returns whether the file has all of its space.
 fn is_whole(path: &Path, bytes: u64) -> io::Result<bool> {
     let found = fs::metadata(path)?;
-    Ok(found.is_file() && found.len() == bytes && found.blocks().saturating_mul(512) >= bytes)
+    Ok(found.is_file() && found.len() == bytes && found.st_blocks().saturating_mul(512) >= bytes)
 }
 
 /// Makes the file, with all of its space.

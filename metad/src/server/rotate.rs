@@ -11,7 +11,6 @@ use futures::future::join_all;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::runtime::Handle;
 use wire::attr::Timestamp;
 use wire::cert::{AuthorityId, Certificate, KeyId};
 use wire::codec;
@@ -20,7 +19,6 @@ use wire::limits::{METADS_MAX, TRUST_STEP_BYTES_MAX, UNMOVED_MAX};
 use wire::message::admin::AdminReply;
 use wire::message::cert::{AuditEvent, IssuedInfo, MetadIssuer, RotationStatus, Unmoved, UnmovedKind};
 use wire::message::meta::{MetaReply, MetaRequest};
-use wire::quic::Endpoint;
 use wire::tls::{PeerIdentity, Role, Subject};
 use wire::trust::{SignedTrust, Trust};
 
@@ -82,7 +80,6 @@ impl Server {
         }
         let judged = match judge(&before, &next, &step, peer) {
             Ok(Step::Finish) => self.check_moved(force).await.map(|()| Step::Finish),
-            Ok(Step::Abort) => self.check_can_return(&next).await.map(|()| Step::Abort),
             judged => judged,
         };
         let what = match judged {
@@ -134,21 +131,6 @@ impl Server {
             "wait for them, or say --force: then they need new tokens"
         };
         Err(format!("not all have a certificate of the new CA: {}{more}; {force}", named.join(", ")))
-    }
-
-    /// Checks that no metad that is reached is locked out when the newer CA is not trusted any more: the identity of one may have
-    /// been made with it by hand.
-    async fn check_can_return(&self, next: &Trust) -> Result<(), String> {
-        let found = self.shared.locked_out_by(next).await.map_err(|error| error.to_string())?;
-        if found.is_empty() {
-            return Ok(());
-        }
-        let named: Vec<String> = found.iter().map(|id| format!("metad-{id}")).collect();
-        Err(format!(
-            "these metads have no certificate of the older CA, and would be locked out: {}; give each its old identity back, or \
-             one made by `surf cert issue` with the older CA, and start it again",
-            named.join(", ")
-        ))
     }
 
     /// Returns how far a change of the CA has come.
@@ -236,28 +218,6 @@ impl Shared {
             }
         };
         join_all(self.consensus.members().into_iter().take(METADS_MAX).map(ask)).await
-    }
-
-    /// Returns the metads that can show no certificate below these CAs, which are among those that they trust. One that is not
-    /// reached is not among them.
-    async fn locked_out_by(&self, trust: &Trust) -> Result<Vec<MetadId>, wire::Error> {
-        let own = self.endpoint.identity().trusting(trust)?;
-        if !own.is_below_one_of(trust) {
-            return Ok(vec![self.config.id]);
-        }
-        // It trusts these CAs alone, so it is shown what there is below them.
-        let trial = Endpoint::bind_within((self.endpoint.local_addr().ip(), 0).into(), &own, Handle::current())?;
-        let ask = |member: Member| {
-            let metad = trial.peer(member.addr, Role::Metad);
-            async move {
-                let asked = metad.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], MEET_LIMIT).await;
-                matches!(asked, Err(wire::Error::WrongCluster { .. })).then_some(member.id)
-            }
-        };
-        let others = self.consensus.members().into_iter().filter(|member| member.id != self.config.id);
-        let found = join_all(others.map(ask)).await;
-        trial.close().await;
-        Ok(found.into_iter().flatten().collect())
     }
 
     /// Returns the nodes, sessions and issued identities without a certificate of this CA.

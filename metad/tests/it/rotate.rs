@@ -316,15 +316,6 @@ async fn who_leads(endpoint: &Endpoint, addr: SocketAddr) -> Result<(), Error> {
     peer.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], LIMIT).await.map(|_| ())
 }
 
-/// Waits until a metad serves this endpoint: it may have heard of its CA later than others, or not answer yet.
-async fn until_served(endpoint: &Endpoint, addr: SocketAddr) {
-    let started = Instant::now();
-    while let Err(error) = who_leads(endpoint, addr).await {
-        assert!(started.elapsed() < LIMIT, "{error}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// Waits until a metad says that this is of another CA. It serves nothing after `served_until`; a request that was under way is
 /// unanswered.
 async fn until_distrusted(endpoint: &Endpoint, addr: SocketAddr, served_until: Instant) {
@@ -412,27 +403,6 @@ async fn a_new_ca_takes_the_place_of_the_old_one_while_a_client_works_and_leader
     assert_eq!((status.trust.version, status.trust.authorities.len()), (2, 1));
     changing.assert_recorded(1, &[AuditEvent::CaAdded, AuditEvent::CaReplaced]).await;
     worker.end(tasks).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_change_of_the_ca_is_not_aborted_while_that_would_lock_out_a_metad() {
-    let mut changing = Changing::start(3).await;
-    changing.done(0, changing.begun(), false).await;
-    let addr = changing.initial[&MetadId(2)];
-    until_served(&bind(&changing.operators[1]), addr).await;
-    // Its identity was made by hand, as after a theft of the old CA.
-    let by_hand = changing.new.issue(&Subject::new(Role::Metad, "metad-2")).unwrap();
-    let before = changing.identities.insert(2, by_hand).unwrap();
-    changing.restart(2).await;
-    until_served(&bind(&changing.operators[1]), addr).await;
-    let refused = changing.failed(0, changing.aborted(), true).await;
-    assert!(refused.contains("locked out: metad-2;"), "{refused}");
-    assert_eq!(changing.status(0).await.trust.version, 1);
-    changing.identities.insert(2, before);
-    changing.restart(2).await;
-    changing.done(0, changing.aborted(), false).await;
-    changing.lose_leader().await;
-    assert_eq!(changing.status(0).await.trust.version, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
