@@ -32,13 +32,13 @@ use crate::ordered::{Ordered, Rank};
 use bytes::Bytes;
 use disk::{Disk, DiskFile, remove_if_there};
 use record::{Group, Record, SegmentId};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use wire::chance;
-use wire::ids::{JournalId, SessionId};
+use wire::ids::{Ino, JournalId, SessionId};
 
 /// Digits of a segment's name.
 const NAME_DIGITS: usize = 20;
@@ -74,6 +74,8 @@ struct Segment {
     bytes: u64,
     /// Number of its last entry.
     last: u64,
+    /// An earlier client has left it, and all that it says is which new numbers inodes got.
+    only_renumbers: bool,
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -146,7 +148,8 @@ impl Journal {
         for number in numbers {
             let (records, bytes) = journal.read(number)?;
             let last = records.iter().map(|(record, _)| record.number()).max().unwrap_or(0);
-            journal.segments.lock().push_back(Segment { number, bytes, last });
+            let only_renumbers = records.iter().all(|(record, _)| matches!(record, Record::Renumbered { .. }));
+            journal.segments.lock().push_back(Segment { number, bytes, last, only_renumbers });
         }
         Ok(journal)
     }
@@ -175,15 +178,22 @@ impl Journal {
         Ok((parsed.records, bytes.len() as u64))
     }
 
-    /// Returns the records of entries behind `acknowledged`, in order, each once.
+    /// Returns the records of entries behind `acknowledged`, in order, each once, and behind them one with the last new
+    /// numbers of inodes. They take twice the memory of the content that they have at most, besides one segment at a
+    /// time.
     ///
     /// # Errors
     /// As [`Journal::open`].
     pub(crate) fn unacknowledged(&self, acknowledged: u64) -> Result<Vec<(Record, Bytes)>, Error> {
         let numbers: Vec<u64> = self.segments.lock().iter().map(|segment| segment.number).collect();
         let (mut unacknowledged, mut seen) = (Vec::new(), (acknowledged, u64::MAX));
+        // Each client that could not send the journal has left new numbers for all inodes in it: only the last ones
+        // count.
+        let mut renumbered: Option<(u64, BTreeMap<Ino, Ino>)> = None;
         for number in numbers {
-            for (record, content) in self.read(number)?.0 {
+            let (records, bytes) = self.read(number)?;
+            let from = unacknowledged.len();
+            for (record, content) in records {
                 match record.place() {
                     // It was written twice, because it was not known whether the first attempt had succeeded.
                     Some(place) if place <= seen => continue,
@@ -191,10 +201,39 @@ impl Journal {
                     None if record.number() <= acknowledged => continue,
                     None => {}
                 }
+                if let Record::Renumbered { number, inos } = record {
+                    let (last, numbers) = renumbered.get_or_insert_default();
+                    *last = number.max(*last);
+                    numbers.extend(inos);
+                    continue;
+                }
                 unacknowledged.push((record, content));
             }
+            release_rest(&mut unacknowledged[from..], bytes);
+        }
+        if let Some((number, inos)) = renumbered {
+            let inos = inos.into_iter().collect();
+            unacknowledged.push((Record::Renumbered { number, inos }, Bytes::new()));
         }
         Ok(unacknowledged)
+    }
+
+    /// Removes the segments of earlier clients that say nothing but new numbers of inodes. The caller has appended all
+    /// of the last ones: the journal does not grow with each mount that fails.
+    ///
+    /// # Errors
+    /// Fails when the disk does.
+    pub(crate) fn drop_earlier_numbers(&self) -> io::Result<()> {
+        let _current = self.current.lock();
+        let segments = self.segments.lock();
+        let superseded: Vec<u64> =
+            segments.iter().filter(|segment| segment.only_renumbers).map(|segment| segment.number).collect();
+        drop(segments);
+        for number in &superseded {
+            remove_if_there(&*self.disk, &segment_name(*number))?;
+            self.segments.lock().retain(|segment| segment.number != *number);
+        }
+        if superseded.is_empty() { Ok(()) } else { self.disk.sync() }
     }
 
     /// Notes which session works with the journal. The next client ends that session first, so that none of its
@@ -254,7 +293,7 @@ impl Journal {
             self.disk.remove(&name)?;
             return Err(error);
         }
-        self.segments.lock().push_back(Segment { number, bytes: bytes.len() as u64, last });
+        self.segments.lock().push_back(Segment { number, bytes: bytes.len() as u64, last, only_renumbers: false });
         *current = Some(file);
         Ok(())
     }
@@ -281,6 +320,15 @@ impl Journal {
             }
         }
         if dropped { self.disk.sync() } else { Ok(()) }
+    }
+}
+
+/// Copies the content of these records of a segment that has so many bytes if they are less than half of it: the whole
+/// segment would stay in memory until the last of them is sent.
+fn release_rest(records: &mut [(Record, Bytes)], segment_bytes: u64) {
+    let kept: u64 = records.iter().map(|(_, content)| content.len() as u64).sum();
+    if kept < segment_bytes / 2 {
+        records.iter_mut().for_each(|(_, content)| *content = Bytes::copy_from_slice(content));
     }
 }
 
@@ -387,6 +435,51 @@ mod tests {
         assert_eq!((numbers(&journal, 0), journal.last()), (Vec::new(), 0));
         drop(journal);
         assert_eq!(open(&place).id(), id, "metad remembers one position for each place");
+    }
+
+    #[test]
+    fn the_acknowledged_part_of_a_segment_is_not_kept_in_memory() {
+        let place = Place::new();
+        let journal = begun(&place);
+        let piece = |number: u64, len: u32| {
+            let piece = record::tests::piece((0, 0, len));
+            (Record::Piece(record::Piece { number, ..piece }), Bytes::from(vec![number as u8; len as usize]))
+        };
+        journal.append(&[piece(4, 50_000), piece(5, 1000), piece(6, 1000)], 6).unwrap();
+        let shares = |acknowledged| {
+            let left = journal.unacknowledged(acknowledged).unwrap();
+            assert!(
+                left.iter().all(|(record, content)| content.iter().all(|byte| u64::from(*byte) == record.number()))
+            );
+            let shares = |content: &Bytes| !content.is_empty() && !content.is_unique();
+            left.iter().filter(|(_, content)| shares(content)).count()
+        };
+        assert_eq!(shares(0), 3, "nothing is copied that is needed anyway");
+        assert_eq!(shares(4), 0);
+    }
+
+    #[test]
+    fn mounts_that_fail_one_after_the_other_leave_the_last_numbers_of_inodes_alone() {
+        let place = Place::new();
+        let dir = begun(&place).dir().to_owned();
+        let to = |number: u64| vec![(Ino(10), Ino(number)), (Ino(11), Ino(number + 1))];
+        let files = || fs::read_dir(&dir).unwrap().filter(|entry| entry.as_ref().unwrap().file_name() != ID).count();
+        for mount in 1..=20 {
+            let journal = open(&place);
+            let inos = to(100 * mount);
+            journal.append(&[(Record::Renumbered { number: 3, inos }, Bytes::new())], 3).unwrap();
+            if mount > 2 {
+                journal.drop_earlier_numbers().unwrap();
+            }
+            assert_eq!(files(), if mount == 2 { 3 } else { 2 }, "the changes, and numbers");
+            let left = journal.unacknowledged(0).unwrap();
+            assert_eq!(left.len(), 4);
+            assert_eq!(left[3].0, Record::Renumbered { number: 3, inos: to(100 * mount) });
+            assert_eq!(journal.last(), 3);
+        }
+        let journal = open(&place);
+        journal.drop_acknowledged(3).unwrap();
+        assert_eq!(files(), 0);
     }
 
     #[test]

@@ -115,10 +115,13 @@ impl Replayer {
                 "an earlier mount ended before it had sent these changes to the cluster: they are sent now"
             );
             let mut replayed = Replayed::default();
-            let fresh = within_patience(self.renumber(&mut replayed, &records)).await?;
+            within_patience(self.renumber(&mut replayed, &records)).await?;
+            let mut inos: Vec<(Ino, Ino)> = replayed.numbers.iter().map(|(old, new)| (*old, *new)).collect();
+            inos.sort_unstable();
             // This is noted before the first of them is sent: the next mount after a crash must know the new numbers.
-            let numbered = vec![(Record::Renumbered { number: last, inos: fresh }, Bytes::new())];
+            let numbered = vec![(Record::Renumbered { number: last, inos }, Bytes::new())];
             journal.append_for(self.session.id(), numbered, last, || ()).await.map_err(Failed::Disk)?;
+            journal.change(Journal::drop_earlier_numbers).await.map_err(Failed::Disk)?;
             if set_aside::is_set_aside(journal.dir()) {
                 spare_what_is_newer(&mut records);
             }
@@ -153,8 +156,8 @@ impl Replayer {
         }
     }
 
-    /// Gives inodes that metad does not know numbers of this session. Returns the old and new numbers.
-    async fn renumber(&self, replayed: &mut Replayed, records: &[(Record, Bytes)]) -> Result<Vec<(Ino, Ino)>, FsError> {
+    /// Gives inodes that metad does not know numbers of this session.
+    async fn renumber(&self, replayed: &mut Replayed, records: &[(Record, Bytes)]) -> Result<(), FsError> {
         let mut fresh = Vec::new();
         for (record, _) in records {
             match record {
@@ -166,8 +169,8 @@ impl Replayer {
                 _ => {}
             }
         }
-        replayed.numbers.extend(fresh.iter().copied());
-        Ok(fresh)
+        replayed.numbers.extend(fresh);
+        Ok(())
     }
 
     fn take_records(&self, replayed: &mut Replayed, records: Vec<(Record, Bytes)>, position: &JournalPosition) {

@@ -7,7 +7,7 @@
 use super::Context;
 use super::acl;
 use super::dentry;
-use super::extent::{any_overlapping, count_in_chunk, overlapping, place_all};
+use super::extent::{all_if_few, any_overlapping, count_in_chunk, place_all};
 use super::inode::Inode;
 use super::keys;
 use super::numbered;
@@ -31,6 +31,9 @@ const COUNTED_EVERY: usize = 64;
 
 /// Longest suffix of a conflict copy, in bytes: a dot and the largest number fit in a name with it.
 const SUFFIX_BYTES_MAX: usize = NAME_BYTES_MAX - ".4294967295".len();
+
+/// Follows the suffix of a copy that has nothing but what was written.
+const PART: &[u8] = b".part";
 
 /// The first names of conflict copies, numbered consecutively.
 const NUMBERED_IN_ORDER: u32 = 16;
@@ -154,7 +157,8 @@ pub(crate) struct CopyTo {
     pub gid: u32,
 }
 
-/// Stores the losing writes: a sibling with the file's current content and these writes over it.
+/// Stores the losing writes: a sibling with the file's current content and these writes over it. Of a file with more
+/// extents than one entry may share, the sibling has these writes alone.
 fn make_copy(
     view: &mut View,
     context: &Context,
@@ -162,6 +166,10 @@ fn make_copy(
     (ino, suffix): (Ino, &[u8]),
     commit: &Commit,
 ) -> Result<ConflictCopy, FsError> {
+    let shared = all_if_few(view, original.attr.ino)?;
+    // I6: nobody may take such a copy for the whole file, and put it in the file's place.
+    let mark: &[u8] = if shared.is_some() { &[] } else { PART };
+    let suffix = [suffix, mark].concat();
     if suffix.len() > SUFFIX_BYTES_MAX {
         return Err(FsError::NameTooLong);
     }
@@ -176,7 +184,7 @@ fn make_copy(
         Ok(dir) => dir,
         Err(_) => Inode::load_dir(view, context.root)?,
     };
-    let name = free_name(view, dir.attr.ino, name, suffix, ino)?;
+    let name = free_name(view, dir.attr.ino, name, &suffix, ino)?;
     check_name(&name)?;
     let mut attr = original.attr.clone();
     (attr.ino, attr.nlink, attr.size, attr.allocated) = (ino, 1, 0, 0);
@@ -185,7 +193,8 @@ fn make_copy(
         (attr.uid, attr.gid) = (*uid, *gid);
     }
     let mut copy = Inode::new(attr, dir.attr.ino, name.clone());
-    let present: Vec<ExtentWrite> = overlapping(view, original.attr.ino, &(0..u64::MAX))
+    let present: Vec<ExtentWrite> = shared
+        .unwrap_or_default()
         .into_iter()
         .map(|extent| ExtentWrite { file_off: extent.file_off, len: extent.len, source: extent.source })
         .collect();

@@ -144,6 +144,21 @@ fn few_stored(view: &View, ino: Ino, range: &Range<u64>) -> Result<Vec<Extent>, 
     }
 }
 
+/// Returns the extents of a whole file, without the hidden ones, if another file may share them in one operation.
+///
+/// # Errors
+/// When the batch has done as much as it may.
+pub(super) fn all_if_few(view: &View, ino: Ino) -> Result<Option<Vec<Extent>>, FsError> {
+    let mut found = match few_stored(view, ino, &(0..u64::MAX)) {
+        Ok(found) => found,
+        Err(FsError::TooLarge) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let hidden = hidden::of(view, ino);
+    found.retain(|extent| !hidden::covers(&hidden, extent.file_off, extent.version));
+    Ok(Some(found))
+}
+
 /// Removes what `range` covers, however much that is: from a certain number of extents on they are hidden. The inode has
 /// the version already that the cut makes.
 ///

@@ -17,6 +17,8 @@ use wire::limits::NAME_BYTES_MAX;
 
 /// The text between a file's name and the rest of its copy's name.
 const MARK: &[u8] = b".conflict-";
+/// Behind the time in the name of a copy that has nothing but what was written.
+const PART: &str = "part";
 
 /// Copies that were kept because two mounts wrote the same bytes of a file.
 #[derive(Args)]
@@ -82,24 +84,30 @@ struct Name {
     host: String,
     /// Seconds since 1970, by the clock of that host.
     at: i64,
+    /// It has nothing but what was written: the file was in too many pieces to be copied at once.
+    is_part: bool,
     /// Number of a second or later copy of that name.
     number: Option<u32>,
 }
 
 impl Name {
-    /// Reads `NAME.conflict-HOST-TIME` or `NAME.conflict-HOST-TIME.NUMBER`.
+    /// Reads `NAME.conflict-HOST-TIME`, perhaps followed by `.part`, and then perhaps by `.NUMBER`.
     fn parse(name: &OsStr) -> Option<Self> {
         let bytes = name.as_bytes();
         let at = bytes.windows(MARK.len()).rposition(|window| window == MARK)?;
         let file = OsString::from_vec(bytes[..at].to_vec());
         let rest = std::str::from_utf8(&bytes[at + MARK.len()..]).ok()?;
         let (host, time) = rest.rsplit_once('-')?;
-        let (time, number) = match time.split_once('.') {
-            Some((time, number)) => (time, Some(number.parse().ok()?)),
-            None => (time, None),
-        };
-        let is_name = !file.is_empty() && !host.is_empty();
-        is_name.then_some(Self { file, host: host.to_owned(), at: time.parse().ok()?, number })
+        let mut words = time.split('.');
+        let at = words.next()?.parse().ok()?;
+        let mut word = words.next();
+        let is_part = word == Some(PART);
+        if is_part {
+            word = words.next();
+        }
+        let number = word.map(str::parse::<u32>).transpose().ok()?;
+        let is_name = !file.is_empty() && !host.is_empty() && words.next().is_none();
+        is_name.then_some(Self { file, host: host.to_owned(), at, is_part, number })
     }
 }
 
@@ -156,6 +164,7 @@ fn list(dir: &Path, json: bool) -> Result<()> {
                     "file": conflict.path.with_file_name(&conflict.name.file).to_string_lossy(),
                     "host": conflict.name.host,
                     "time": conflict.name.at,
+                    "part": conflict.name.is_part,
                     "mine": version(&conflict.copy),
                     "theirs": conflict.file.as_ref().map(version),
                 })
@@ -167,11 +176,12 @@ fn list(dir: &Path, json: bool) -> Result<()> {
         .iter()
         .map(|conflict| {
             let version = |file: &Metadata| format!("{}, {}", output::bytes(file.len()), time(file.mtime()));
+            let what = if conflict.name.is_part { "what was written of " } else { "" };
             vec![
                 conflict.path.display().to_string(),
                 conflict.name.host.clone(),
                 time(conflict.name.at),
-                version(&conflict.copy),
+                format!("{what}{}", version(&conflict.copy)),
                 conflict.file.as_ref().map_or("gone".to_owned(), version),
             ]
         })
@@ -215,6 +225,13 @@ fn keep(what: Keep, copy: &Path) -> Result<PathBuf> {
                 file.display()
             );
         }
+        Keep::Mine if name.is_part => {
+            bail!(
+                "this copy has only what was written, and holes elsewhere: write what you want of it into {} \
+                 (`lseek` with SEEK_DATA finds it), then keep `theirs`, or keep `both`",
+                file.display()
+            );
+        }
         Keep::Mine => {
             let others = others_of(copy, &name)?;
             if let Some(other) = others.first() {
@@ -237,6 +254,9 @@ fn keep(what: Keep, copy: &Path) -> Result<PathBuf> {
         Keep::Both => {
             let mut plain = name.file.clone();
             plain.push(format!(".{}-{}", name.host, name.at));
+            if name.is_part {
+                plain.push(format!(".{PART}"));
+            }
             if let Some(number) = name.number {
                 plain.push(format!(".{number}"));
             }
@@ -272,6 +292,11 @@ mod tests {
         for other in ["a.txt", "a.conflict", "a.conflict-web", "a.conflict-web-x", ".conflict-web-1", "a.conflict--1"] {
             assert_eq!(parse(other), None, "{other}");
         }
+        let parts = |name| Name::parse(OsStr::new(name)).map(|name| (name.at, name.is_part, name.number));
+        assert_eq!(parts("a.conflict-b.c-7.part"), Some((7, true, None)));
+        assert_eq!(parts("a.conflict-b.c-7.part.2"), Some((7, true, Some(2))));
+        assert_eq!(parts("a.conflict-b.c-7.2"), Some((7, false, Some(2))));
+        assert_eq!([parts("a.conflict-b-7.2.part"), parts("a.conflict-b-7.2.3"), parts("a.conflict-b-7.")], [None; 3]);
         let twice = parse("a.conflict-b-1.conflict-c-2").unwrap();
         assert_eq!((twice.0.as_str(), twice.1.as_str()), ("a.conflict-b-1", "c"));
     }
@@ -300,6 +325,19 @@ mod tests {
                 assert_eq!(fs::read_to_string(at(name)).unwrap(), content);
             }
         }
+    }
+
+    /// Guards I6.
+    #[test]
+    fn a_copy_of_what_was_written_alone_never_takes_the_place_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "theirs").unwrap();
+        fs::write(at("file.conflict-host-7.part"), "mine").unwrap();
+        assert!(keep(Keep::Mine, &at("file.conflict-host-7.part")).is_err());
+        assert_eq!(fs::read_to_string(at("file")).unwrap(), "theirs");
+        assert_eq!(keep(Keep::Both, &at("file.conflict-host-7.part")).unwrap(), at("file.host-7.part"));
+        assert_eq!(fs::read_to_string(at("file.host-7.part")).unwrap(), "mine");
     }
 
     #[test]

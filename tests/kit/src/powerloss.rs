@@ -5,7 +5,7 @@
 //! leave: everything that was synced is there. Each other sector has any of the contents that it had since the file's
 //! last sync, lengths are any of those that the file had, and changes of names that were not synced happened or not, as
 //! [`NameModel`] says. A sync makes durable what POSIX wants and nothing more, and costs nothing: the disk below is
-//! never synced, so rounds are fast.
+//! never synced, so rounds are fast. [`VolatileDisk::slow_down`] makes it a slow disk.
 //!
 //! The file system is served by threads of the test's own process, which must not use it through the kernel: a killed
 //! process waits for such a use, and nobody would answer it.
@@ -28,7 +28,9 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use volume::Volume;
 
 /// Threads that answer the kernel.
@@ -38,6 +40,7 @@ const EVENT_LOOPS: usize = 2;
 pub struct VolatileDisk {
     path: PathBuf,
     volume: Arc<Mutex<Volume>>,
+    sync_ms: Arc<AtomicU64>,
     session: Option<BackgroundSession>,
     watchdog: Option<Watchdog>,
 }
@@ -61,7 +64,7 @@ impl VolatileDisk {
         fs::create_dir_all(path)?;
         fs::create_dir_all(backing)?;
         let volume = Arc::new(Mutex::new(Volume::new(backing, model)));
-        let mut disk = Self { path: path.to_owned(), volume, session: None, watchdog: None };
+        let mut disk = Self { path: path.to_owned(), volume, sync_ms: Arc::default(), session: None, watchdog: None };
         disk.attach()?;
         Ok(disk)
     }
@@ -71,7 +74,8 @@ impl VolatileDisk {
         config.mount_options = vec![MountOption::FSName("volatile-disk".to_owned()), MountOption::DefaultPermissions];
         config.n_threads = Some(EVENT_LOOPS);
         config.clone_fd = true;
-        let session = Session::new(Served(self.volume.clone()), &self.path, &config)?;
+        let served = Served { volume: self.volume.clone(), sync_ms: self.sync_ms.clone() };
+        let session = Session::new(served, &self.path, &config)?;
         self.watchdog = device_of(&self.path).map(|minor| Watchdog::new(&end_connection(minor, &self.path)));
         self.session = Some(session.spawn()?);
         Ok(())
@@ -85,6 +89,11 @@ impl VolatileDisk {
             let _ = session.join();
         }
         self.watchdog = None;
+    }
+
+    /// Lets each sync take so much longer from now on.
+    pub fn slow_down(&self, by: Duration) {
+        self.sync_ms.store(by.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// Loses the power and comes back: the disk has one of the states that are possible, as the seed decides, and is

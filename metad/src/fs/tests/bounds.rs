@@ -142,6 +142,33 @@ fn a_conflict_copy_finds_a_name_among_many() {
     assert_sound(&world);
 }
 
+/// Guards I6.
+#[test]
+fn the_copy_of_a_file_with_very_many_extents_has_what_was_written_and_its_name_says_so() {
+    let mut world = World::new();
+    let id = world.session();
+    world.one(id, create(Ino::ROOT, "f", 2000, NewInode::Regular)).unwrap();
+    let range = |off, action| Op::Range { ino: Ino(2000), off, len: 1 << 40, action };
+    for terabyte in 0..16_u64 {
+        world.one(id, range(terabyte << 40, RangeAction::Allocate { keep_size: false })).unwrap();
+    }
+    let base = world.attr(Ino(2000)).version;
+    world.one(id, write(Ino(2000), base, 0, b"theirs", ConflictPolicy::Fail)).unwrap();
+    let copy = |world: &mut World, ino: u64| {
+        let policy = ConflictPolicy::Copy { ino: Ino(ino), suffix: b".x".to_vec() };
+        match world.one(id, write(Ino(2000), base, 3, b"mine", policy)) {
+            Ok(OpReply::Committed { conflict: Some(copy), .. }) => (copy.name, world.attr(copy.ino)),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (name, attr) = copy(&mut world, 2001);
+    assert_eq!((name, attr.size, attr.allocated), (b"f.x.part".to_vec(), 16_u64 << 40, 4));
+    world.one(id, range(1 << 40, RangeAction::Punch)).unwrap();
+    let (name, attr) = copy(&mut world, 2002);
+    assert_eq!((name, attr.size, attr.allocated), (b"f.x".to_vec(), 16_u64 << 40, 15_u64 << 40));
+    assert_sound(&world);
+}
+
 #[test]
 fn one_operation_allocates_a_terabyte_and_no_more() {
     let mut world = World::new();

@@ -26,4 +26,5 @@ mod recovery;
 mod replacing;
 mod rotate;
 mod semantics;
+mod slow;
 mod tokens;

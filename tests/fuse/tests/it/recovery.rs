@@ -257,6 +257,46 @@ fn a_new_cluster_from_a_backup_has_every_byte_of_it() {
     assert_eq!(describe(&tree), planted);
 }
 
+#[test]
+fn a_backup_in_a_mount_of_its_own_cluster_makes_a_new_cluster_from_there() {
+    let mut surf = Surf::start(Setup::Cluster);
+    let (tree, backups) = (surf.path().join("tree"), surf.path().join("backups"));
+    for dir in [&tree, &backups] {
+        fs::create_dir(dir).expect("a directory can be made");
+    }
+    plant(&tree);
+    sh(&surf.path(), LIMIT, "sync . backups");
+    let planted = describe(&tree);
+    // The metadata changes while it is read, by what is written of it.
+    let backup = backups.join("meta");
+    operate(&surf, &["metad", "backup", text(&backup), "--name", "own"]);
+    assert_eq!(fuse::names(&backups), ["meta"]);
+    operate(&surf, &["metad", "verify", text(&backup)]);
+    sh(&tree, LIMIT, "rm -r dir-1 hard; for f in dir-*/*; do echo later > $f; done; mv dir-2 moved; sync .");
+
+    let made = surf.scratch().join("restored");
+    let (said, done) = metad(&surf, "metad-1", &["--data-dir", text(&made), "--restore", text(&backup)]);
+    assert!(done && said.contains("log index"), "{said}");
+    surf.unmount();
+    for name in ["metad-1", "metad-2", "metad-3"] {
+        surf.kill_9(name);
+    }
+    let data_dir = surf.daemon("metad-1").data_dir;
+    fs::remove_dir_all(&data_dir).expect("it has data");
+    fs::rename(&made, &data_dir).expect("it can be moved");
+    surf.dev(&["start", "metad-1"]);
+    until_blockds_are_heard(&surf);
+
+    surf.mount(&[]);
+    assert_eq!(describe(&tree), planted);
+    // The backup has itself as it was then, being written.
+    assert!(!backup.exists());
+    operate(&surf, &["metad", "backup", text(&backup), "--name", "next"]);
+    assert_eq!(fuse::names(&backups), ["meta"], "nothing is left of the attempt");
+    operate(&surf, &["metad", "verify", text(&backup)]);
+    operate(&surf, &["fsck"]);
+}
+
 /// Checks a whole backup, one that is cut off, one that was changed, and one to standard output.
 fn check_backups(surf: &Surf, backup: &Path) {
     let said: BTreeMap<String, serde_json::Value> =

@@ -15,7 +15,9 @@ use fuser::{
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 /// How long the kernel may cache names and attributes: nothing changes but by its requests.
@@ -28,7 +30,11 @@ const BLOCK_BYTES: u32 = 4096;
 const DISK_BLOCKS: u64 = 1 << 24;
 
 /// Serves a volume.
-pub(super) struct Served(pub Arc<Mutex<Volume>>);
+pub(super) struct Served {
+    pub volume: Arc<Mutex<Volume>>,
+    /// How long each sync takes besides, in milliseconds.
+    pub sync_ms: Arc<AtomicU64>,
+}
 
 /// Takes a volume's lock.
 pub(super) fn lock(volume: &Mutex<Volume>) -> MutexGuard<'_, Volume> {
@@ -62,7 +68,13 @@ fn attr(ino: Ino, node: &Node) -> FileAttr {
 
 impl Served {
     fn volume(&self) -> MutexGuard<'_, Volume> {
-        lock(&self.0)
+        lock(&self.volume)
+    }
+
+    fn sync_late(&self, ino: Ino) -> io::Result<()> {
+        // Not under the volume's lock: the disk reads and writes meanwhile.
+        thread::sleep(Duration::from_millis(self.sync_ms.load(Ordering::Relaxed)));
+        self.volume().sync(ino)
     }
 
     fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, kind: Kind, mode: u32) -> io::Result<FileAttr> {
@@ -258,11 +270,11 @@ impl Filesystem for Served {
     }
 
     fn fsync(&self, _request: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        empty(reply, self.volume().sync(ino.0));
+        empty(reply, self.sync_late(ino.0));
     }
 
     fn fsyncdir(&self, _request: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        empty(reply, self.volume().sync(ino.0));
+        empty(reply, self.sync_late(ino.0));
     }
 
     fn readdir(&self, _request: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
