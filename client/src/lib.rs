@@ -212,7 +212,7 @@ fn compose(
         kernel: kernel.clone(),
         work: work.clone(),
     });
-    let upkeep = Arc::new(Upkeep::new(session.clone(), layouts.clone(), open_files.clone()));
+    let upkeep = Arc::new(Upkeep::new(session.clone(), layouts.clone(), open_files.clone(), work.clone()));
     let events = Events {
         session: session.clone(),
         upkeep: upkeep.clone(),

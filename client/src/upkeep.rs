@@ -4,9 +4,12 @@ use crate::block::layout::Layouts;
 use crate::known::leased::LeasedSession;
 use crate::meta::session::Alive;
 use crate::open::OpenFiles;
+use crate::work::Work;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
+use wire::ids::Ino;
 use wire::limits::LEASE_MS;
 use wire::message::meta::LeaseState;
 
@@ -22,12 +25,16 @@ pub(crate) struct Upkeep {
     open_files: Arc<OpenFiles>,
     /// Notified when metad sends us no events, although we have asked for them.
     detached: Notify,
+    /// Whether unlinked inodes are being retained or released.
+    releasing: Arc<AtomicBool>,
+    work: Work,
 }
 
 impl Upkeep {
     /// Creates the upkeep of this session.
-    pub fn new(session: Arc<LeasedSession>, layouts: Arc<Layouts>, open_files: Arc<OpenFiles>) -> Self {
-        Self { session, layouts, open_files, detached: Notify::new() }
+    pub fn new(session: Arc<LeasedSession>, layouts: Arc<Layouts>, open_files: Arc<OpenFiles>, work: Work) -> Self {
+        let (detached, releasing) = (Notify::new(), Arc::default());
+        Self { session, layouts, open_files, detached, releasing, work }
     }
 
     /// Keeps a session with this lifetime alive.
@@ -59,7 +66,7 @@ impl Upkeep {
                 if leases == LeaseState::None {
                     self.detached.notify_waiters();
                 }
-                self.open_files.retain_or_release(&orphans).await;
+                self.retain_or_release(orphans);
             }
             Ok(Alive::No(expired)) => {
                 if let Err(error) = self.session.renew(expired).await {
@@ -68,5 +75,18 @@ impl Upkeep {
             }
             Err(error) => tracing::debug!(%error, "no sign of life from metad"),
         }
+    }
+
+    /// Answers about unlinked inodes, which may take long on a busy metad: the next keep-alive must not wait for it. metad
+    /// asks again about those that are left out.
+    fn retain_or_release(&self, orphans: Vec<Ino>) {
+        if orphans.is_empty() || self.releasing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (open_files, releasing) = (self.open_files.clone(), self.releasing.clone());
+        self.work.spawn_until_stopped(async move {
+            open_files.retain_or_release(&orphans).await;
+            releasing.store(false, Ordering::Release);
+        });
     }
 }

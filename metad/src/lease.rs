@@ -16,6 +16,7 @@ pub(crate) use under_way::UnderWay;
 
 use crate::Shared;
 use crate::error::ProposeError;
+use crate::fs::view::Kv;
 use crate::fs::{Refused, borders, session};
 use crate::in_place::in_place;
 use std::collections::BTreeSet;
@@ -31,6 +32,9 @@ use wire::tls::PeerIdentity;
 
 /// How often a batch looks anew where its names lead, after it has waited for those who had leases there.
 const LOOKED_AGAIN_MAX: usize = 3;
+
+/// Operations that are looked up without leaving the thread.
+const LOOKED_UP_AT_ONCE: usize = 64;
 
 /// A change under way; it ends when this is dropped.
 pub(crate) struct Changing<'a> {
@@ -250,16 +254,25 @@ impl Shared {
         }
         // A new leader may not have applied yet that a session was opened under the previous one.
         self.consensus.read_barrier().await?;
-        let state = self.consensus.state();
+        // Once, because each session that comes wakes all that wait. Later ones are opened under this leader, and one that
+        // ends meanwhile is waited for as long as its leases last.
+        let others: Vec<SessionId> = {
+            let all = session::all(&**self.consensus.state()).into_iter();
+            let caching = all.filter(|(other, session)| Some(*other) != id && session.opening.caches);
+            caching.map(|(other, _)| other).collect()
+        };
         self.settle(|table, now| {
-            // The sessions are looked up only while it matters.
             grace(table, now)?;
-            let others = session::all(&**state);
-            let others = others.iter().filter(|(other, session)| Some(*other) != id && session.opening.caches);
-            table.grace_until(others.map(|(other, _)| *other), now)
+            table.grace_until(others.iter().copied(), now)
         })
         .await;
         Ok(true)
+    }
+
+    /// Looks up what a batch touches: in the middle of what may not block, unless that takes a while.
+    fn look_up(&self, ops: &[Op], look: impl FnOnce(&dyn Kv, &[Op]) -> Vec<Ino>) -> Vec<Ino> {
+        let state = &**self.consensus.state();
+        if ops.len() > LOOKED_UP_AT_ONCE { in_place(|| look(state, ops)) } else { look(state, ops) }
     }
 
     /// Returns whether a session has ended. Nothing of it is carried out any more, so it must not wait: least of all
@@ -426,7 +439,8 @@ pub(crate) async fn submit(shared: Arc<Shared>, of: Submitter, batch: Batch) -> 
         return answer_again(&shared, id, batch).await;
     }
     let unleased = |outcome| Submitted { outcome, leased: None, delegated: Vec::new() };
-    let inos = touched::before(&**shared.consensus.state(), &batch.ops);
+    let (_, mut looked_at) = shared.consensus.progress();
+    let inos = shared.look_up(&batch.ops, touched::before);
     if inos.is_empty() || has_ended {
         return Ok(unleased(shared.batcher.submit((id, is_confined), batch, None).await?));
     }
@@ -449,7 +463,11 @@ pub(crate) async fn submit(shared: Arc<Shared>, of: Submitter, batch: Batch) -> 
     let mut changing = shared.begin_change(term, (id, Some(client)), (inos, crossing), sends).await?;
     for _ in 0..LOOKED_AGAIN_MAX {
         // Others may have changed meanwhile where the names lead.
-        let more = touched::more(&**shared.consensus.state(), &batch.ops, &changing.inos);
+        let (_, applied) = shared.consensus.progress();
+        if std::mem::replace(&mut looked_at, applied) == applied {
+            break;
+        }
+        let more = shared.look_up(&batch.ops, |state, ops| touched::more(state, ops, &changing.inos));
         if more.len() == changing.inos.len() {
             break;
         }

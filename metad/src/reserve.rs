@@ -175,14 +175,21 @@ impl Reserve {
         }
     }
 
-    /// Waits until there is more space than the reserve needs. Returns false when the node stops. Blocks.
+    /// Returns whether this many bytes are free. If nobody knows, they are.
     #[must_use]
-    pub(crate) fn await_ample_space(&self, what: &str) -> bool {
+    pub(crate) fn has_room_for(&self, bytes: u64) -> bool {
+        !sys::free_space(&self.dir).is_ok_and(|free| free < bytes)
+    }
+
+    /// Waits until there is more space than the reserve needs, and room for this many bytes. Returns false when the node
+    /// stops. Blocks.
+    #[must_use]
+    pub(crate) fn await_ample_space(&self, what: &str, bytes: u64) -> bool {
         let mut state = self.state.lock();
         while !state.is_over {
             self.tell(&mut state, what);
             self.changed.wait_for(&mut state, RETRY_PAUSE);
-            if !self.is_short_of_space() {
+            if !self.is_short_of_space() && self.has_room_for(bytes) {
                 return !state.is_over;
             }
         }
@@ -327,7 +334,7 @@ mod tests {
             assert!(!reserve.is_waiting_over());
             reserve.give_up_waiting();
             waiting.join().unwrap();
-            assert!(!reserve.await_space("the log") && !reserve.await_ample_space("a snapshot"));
+            assert!(!reserve.await_space("the log") && !reserve.await_ample_space("a snapshot", 0));
         }
     }
 

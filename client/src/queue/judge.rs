@@ -37,7 +37,7 @@ pub(crate) enum Verdict {
 /// Decides what to do about an entry that others' changes preceded.
 pub(crate) fn decide(refused: &Refused<'_>) -> Verdict {
     let Refused { op, has_content, error, strict, root } = *refused;
-    let passes = matches!(error, FsError::NoSpace | FsError::QuotaExceeded | FsError::SessionExpired);
+    let passes = matches!(error, FsError::NoSpace | FsError::QuotaExceeded | FsError::SessionExpired | FsError::Busy);
     if passes && (!has_content || strict) {
         return Verdict::Wait;
     }

@@ -174,7 +174,7 @@ async fn settle(shared: &Shared, inos: Vec<Ino>) -> Result<(), ProposeError> {
     let Some(term) = shared.consensus.leadership() else { return Err(ProposeError::Unknown) };
     shared.wait_for_others(None).await?;
     // There is no session: whatever any session has cached is recalled.
-    let _changing = shared.begin_change(term, SessionId::default(), (inos.clone(), Vec::new()), false).await?;
+    let _changing = shared.begin_change(term, (SessionId::default(), None), (inos.clone(), Vec::new()), false).await?;
     let stamped = Stamped { now: shared.clock.now(), command: Command::SettleCuts(inos) };
     shared.consensus.propose_in(Some(term), stamped).await.map(|_| ())
 }

@@ -35,6 +35,10 @@ impl Default for Patience {
 impl Patience {
     /// Records that somebody waits for a session of the client from now or later, until it looks again.
     pub(super) fn spends(&mut self, session: SessionId, from: Instant, until: Instant, now: Instant) {
+        // Those who wait look often.
+        if self.waited_for.get(&session).is_some_and(|(_, known)| *known >= until) {
+            return;
+        }
         self.count(now);
         let waited = self.waited_for.entry(session).or_insert((from, until));
         waited.1 = waited.1.max(until);

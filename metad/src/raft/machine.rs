@@ -211,14 +211,6 @@ impl RaftStateMachine<TypeConfig> for Machine {
         Ok(())
     }
 
-    /// Begins no snapshot while space is short: it would take what others need to go on.
-    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
-        if !force && self.store.reserve().is_short_of_space() {
-            return None;
-        }
-        Some(self.get_snapshot_builder().await)
-    }
-
     async fn get_snapshot_builder(&mut self) -> Builder {
         let alone = self.building.clone().lock_owned().await;
         // Between two applies: from here on the scan sees exactly the state at this position.
@@ -283,19 +275,29 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotFile;
 
     /// Returns the snapshot that was built, or a newer one that was installed meanwhile: the newer one is then the
-    /// node's. If there is no room for it, waits, and then takes one of the state as it is by then.
+    /// node's. If there is no room for it, waits, and then takes one of the state as it is by then. While space is short, it
+    /// takes what others need to go on, unless there is far more than it needs: then it gives back what the log has.
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let mut meta = meta_of(&self.position);
         let (store, publishing) = (self.store.clone(), self.publishing.clone());
         let (path, building) = (snapshot::path_in(&self.dir), snapshot::building_in(&self.dir));
         let work = move || {
+            let length = |path: &Path| std::fs::metadata(path).map_or(0, |found| found.len());
+            let mut wanted = length(&path).saturating_mul(2);
             let whole = loop {
-                match snapshot::write(&building, &meta, &store) {
+                let space = store.reserve();
+                let written = if space.is_short_of_space() && !space.has_room_for(wanted) {
+                    Err(io::ErrorKind::StorageFull.into())
+                } else {
+                    snapshot::write(&building, &meta, &store)
+                };
+                match written {
                     Err(error) if is_out_of_space(&error) => {
                         store.abandon_snapshot();
-                        // Others need its space.
+                        // Others need its space. It did not suffice.
+                        wanted = wanted.max(length(&building).saturating_mul(2));
                         let _ = std::fs::remove_file(&building);
-                        if !store.reserve().await_ample_space("a snapshot") {
+                        if !space.await_ample_space("a snapshot", wanted) {
                             return Err(error);
                         }
                         if let Some(position) = store.begin_snapshot() {

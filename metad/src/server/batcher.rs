@@ -5,6 +5,7 @@ use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Refused, Stamped, writes_of};
 use crate::server::clock::Clock;
 use parking_lot::Mutex;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
@@ -28,6 +29,8 @@ const ENTRY_CONFINED_BATCHES: usize = 32;
 const HEAVY_BATCH_WRITES: usize = 1024;
 /// Entries under way at once. The first goes at once; later ones gather what arrives meanwhile.
 const ENTRIES_IN_FLIGHT: usize = 4;
+/// A group of fewer bytes never does as much as an entry may do.
+const LIGHT_GROUP_BYTES: usize = 16 << 10;
 /// What a batch costs its session: a turn, whatever its size.
 const TURN: u64 = 1;
 type Outcome = Result<Result<BatchReply, Refused>, ProposeError>;
@@ -68,12 +71,21 @@ struct Queue {
 
 #[derive(Default)]
 struct Queued {
+    /// Batches that met a full entry of the log: they come first in the next one.
+    put_off: VecDeque<Waiting>,
     batches: FairQueue<SessionId, Waiting>,
     /// No more are taken.
     closed: bool,
 }
 
 impl Queue {
+    /// Takes batches back that met a full entry of the log. The first of an entry is always applied, so each comes to its
+    /// turn.
+    fn put_off(&self, batches: VecDeque<Waiting>) {
+        self.waiting.lock().put_off.extend(batches);
+        self.changed.notify_one();
+    }
+
     fn close(&self) {
         self.waiting.lock().closed = true;
         self.changed.notify_one();
@@ -84,7 +96,8 @@ impl Queue {
         loop {
             {
                 let mut queued = self.waiting.lock();
-                let group = take_group(&mut queued.batches);
+                let Queued { put_off, batches, .. } = &mut *queued;
+                let group = take_group(put_off, batches);
                 if !group.is_empty() {
                     return Some(group);
                 }
@@ -104,6 +117,7 @@ impl Drop for ClosedAtTheEnd {
     fn drop(&mut self) {
         let mut queued = self.0.waiting.lock();
         queued.closed = true;
+        queued.put_off.clear();
         queued.batches.clear();
     }
 }
@@ -152,7 +166,8 @@ async fn run(consensus: Arc<dyn Consensus>, clock: Arc<Clock>, queue: ClosedAtTh
         }
         let Some(group) = queue.0.next_group().await else { break };
         let (consensus, now) = (consensus.clone(), clock.now());
-        in_flight.spawn(async move { propose(&*consensus, now, group).await });
+        let waiting = queue.0.clone();
+        in_flight.spawn(async move { propose(&*consensus, now, group, &waiting).await });
         // Finished entries make room.
         while in_flight.try_join_next().is_some() {}
     }
@@ -161,10 +176,10 @@ async fn run(consensus: Arc<dyn Consensus>, clock: Arc<Clock>, queue: ClosedAtTh
 
 /// Takes batches for one entry: the first, and those behind it as long as they fit in size and in term. The first that
 /// does not fit begins the next entry.
-fn take_group(waiting: &mut FairQueue<SessionId, Waiting>) -> Vec<Waiting> {
+fn take_group(put_off: &mut VecDeque<Waiting>, waiting: &mut FairQueue<SessionId, Waiting>) -> Vec<Waiting> {
     let (mut bytes, mut term, mut heavy, mut confined) = (0, None, 0, 0);
     let mut group: Vec<Waiting> = Vec::new();
-    while let Some(next) = waiting.peek() {
+    while let Some(next) = put_off.front().or_else(|| waiting.peek()) {
         bytes += next.bytes;
         heavy += usize::from(next.is_heavy);
         confined += usize::from(next.is_confined);
@@ -175,23 +190,36 @@ fn take_group(waiting: &mut FairQueue<SessionId, Waiting>) -> Vec<Waiting> {
             break;
         }
         term = term.or(next.term);
-        group.extend(waiting.pop());
+        group.extend(put_off.pop_front().or_else(|| waiting.pop()));
     }
     group
 }
 
-async fn propose(consensus: &dyn Consensus, now: Timestamp, group: Vec<Waiting>) {
+async fn propose(consensus: &dyn Consensus, now: Timestamp, mut group: Vec<Waiting>, queue: &Queue) {
     let term = group.iter().find_map(|one| one.term);
-    let (batches, callers): (Vec<_>, Vec<_>) =
-        group.into_iter().map(|one| ((one.session, one.batch), one.reply)).unzip();
+    // A light group is not put off, and so need not be kept.
+    let is_light = group.len() == 1 || group.iter().map(|one| one.bytes).sum::<usize>() <= LIGHT_GROUP_BYTES;
+    let take = |batch: &mut Batch| Batch { caller: batch.caller.take(), ops: std::mem::take(&mut batch.ops), ..*batch };
+    let batches: Vec<_> = group
+        .iter_mut()
+        .map(|one| (one.session, if is_light { take(&mut one.batch) } else { one.batch.clone() }))
+        .collect();
     let outcomes = match consensus.propose_in(term, Stamped { now, command: Command::Batches(batches) }).await {
         Ok(CommandReply::Batches(outcomes)) => outcomes.into_iter().map(Ok).collect(),
-        Ok(_) => vec![Err(ProposeError::Unknown); callers.len()],
-        Err(error) => vec![Err(error); callers.len()],
+        Ok(_) => vec![Err(ProposeError::Unknown); group.len()],
+        Err(error) => vec![Err(error); group.len()],
     };
-    for (reply, outcome) in callers.into_iter().zip(outcomes) {
-        // A caller that is gone asks again, and gets the stored reply (I1).
-        let _ = reply.send(outcome);
+    let mut put_off = VecDeque::new();
+    for (one, outcome) in group.into_iter().zip(outcomes) {
+        if !is_light && matches!(outcome, Ok(Err(Refused::EntryFull))) {
+            put_off.push_back(one);
+        } else {
+            // A caller that is gone asks again, and gets the stored reply (I1).
+            let _ = one.reply.send(outcome);
+        }
+    }
+    if !put_off.is_empty() {
+        queue.put_off(put_off);
     }
 }
 
@@ -208,7 +236,10 @@ mod tests {
 
     fn groups(mut queue: FairQueue<SessionId, Waiting>) -> Vec<Vec<u64>> {
         let numbers = |group: Vec<Waiting>| group.iter().map(|one| one.batch.seq.0).collect::<Vec<_>>();
-        std::iter::from_fn(|| Some(numbers(take_group(&mut queue))).filter(|group| !group.is_empty())).collect()
+        std::iter::from_fn(|| {
+            Some(numbers(take_group(&mut VecDeque::new(), &mut queue))).filter(|group| !group.is_empty())
+        })
+        .collect()
     }
 
     #[test]
@@ -235,6 +266,16 @@ mod tests {
     }
 
     #[test]
+    fn batches_that_met_a_full_entry_come_first_in_the_next_one_whoever_has_come_since() {
+        let (mut put_off, mut queue) = (VecDeque::new(), FairQueue::default());
+        put_off.extend([waiting(2, 20, (100, None, true)), waiting(3, 30, (100, None, true))]);
+        (0..3).for_each(|number| queue.push(SessionId(1), TURN, waiting(1, number, (100, None, false))));
+        let numbers: Vec<_> = take_group(&mut put_off, &mut queue).iter().map(|one| one.batch.seq.0).collect();
+        assert_eq!(numbers, [20, 30, 0, 1, 2]);
+        assert!(put_off.is_empty());
+    }
+
+    #[test]
     fn few_batches_of_confined_clients_share_an_entry_because_each_may_walk_far() {
         let mut queue = FairQueue::default();
         for number in 0..ENTRY_CONFINED_BATCHES as u64 + 1 {
@@ -257,7 +298,7 @@ mod tests {
         queue.push(SessionId(0), TURN, waiting(0, 9_999, large));
         let mut fresh = 10..;
         let entries = std::iter::from_fn(|| {
-            let group = take_group(&mut queue);
+            let group = take_group(&mut VecDeque::new(), &mut queue);
             group.iter().for_each(|_| come(&mut queue, fresh.next().unwrap_or(u64::MAX)));
             (!group.iter().any(|one| one.batch.seq.0 == 9_999)).then_some(())
         });

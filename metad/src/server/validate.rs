@@ -34,8 +34,16 @@ pub(super) fn batch(batch: &Batch, may_change: bool) -> Result<(), OpFailed> {
     if !may_change && !batch.ops.iter().all(changes_nothing) {
         return Err(failed(0, FsError::ReadOnly));
     }
+    let mut released = 0;
     for (index, op) in batch.ops.iter().enumerate() {
         operation(op).map_err(|error| failed(index, error))?;
+        if let Op::ReleaseOrphans { inos } = op.plain() {
+            // Each is a look-up when the batch is applied, and takes a byte or two here.
+            released += inos.len();
+            if released > RELEASED_ORPHANS_MAX {
+                return Err(failed(index, FsError::ArgumentTooLarge));
+            }
+        }
     }
     match beyond_size(batch) {
         Some(index) => Err(failed(index, FsError::ArgumentTooLarge)),

@@ -40,6 +40,10 @@ impl Default for Seen {
 impl Seen {
     /// Notes the answer to a look-up of a thread, before the kernel has it: a name leads to this directory, or to none.
     pub(super) fn note(&self, tid: u32, (parent, name): (Ino, &[u8]), dir: Option<Ino>) {
+        // Threads of another PID namespace have no number here.
+        if tid == 0 {
+            return;
+        }
         self.by_thread.lock().put(tid, LookedUp { parent, name: name.to_vec(), dir });
     }
 

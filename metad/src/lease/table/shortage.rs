@@ -10,6 +10,9 @@ const NAMED_MAX: usize = 1024;
 impl Table {
     /// Ends all delegations of a session; it keeps its leases. Returns the events to send, each with its inodes.
     pub fn undelegate(&mut self, session: SessionId, now: Instant) -> Vec<(Notice, Vec<Ino>)> {
+        if self.delegated.is_empty() {
+            return Vec::new();
+        }
         let Some(holder) = self.holders.get(&session) else { return Vec::new() };
         let is_delegated = |ino: &Ino| self.delegated.get(ino) == Some(&session);
         let mut delegated: Vec<Ino> = holder.inos.iter().copied().filter(is_delegated).collect();
