@@ -190,6 +190,18 @@ mod tests {
         Op::Rmdir { parent: Ino::ROOT, name: name.to_vec(), seen: None }
     }
 
+    /// Each number takes a byte or two in a batch, and a look-up on every metad.
+    #[test]
+    fn all_operations_of_a_batch_together_release_no_more_orphans_than_one_may() {
+        let release = |count: usize| Op::ReleaseOrphans { inos: vec![Ino(1); count] };
+        assert_eq!(batch(&of(vec![release(RELEASED_ORPHANS_MAX)]), false), Ok(()));
+        let late = Op::Deferred { at: Timestamp::default(), expect: Vec::new(), op: Box::new(release(1)) };
+        for more in [release(1), late] {
+            let refused = batch(&of(vec![release(RELEASED_ORPHANS_MAX), more]), true);
+            assert_eq!(refused, Err(OpFailed { index: 1, error: FsError::ArgumentTooLarge }));
+        }
+    }
+
     #[test]
     fn a_batch_beyond_a_bound_is_refused_with_the_operation_that_exceeds_it() {
         let long = vec![b'x'; NAME_BYTES_MAX + 1];
