@@ -127,12 +127,34 @@ impl Node {
     /// # Errors
     /// When the disk fails.
     pub fn sample(&self, pairs: Vec<(Vec<u8>, Vec<u8>)>) -> io::Result<Vec<u8>> {
+        self.write_snapshot(pairs).and_then(std::fs::read)
+    }
+
+    /// Takes over the state with these pairs, which another node sends as a snapshot file.
+    ///
+    /// # Errors
+    /// When the disk fails, or what was written is no snapshot.
+    pub fn restore_from(&self, pairs: Vec<(Vec<u8>, Vec<u8>)>) -> io::Result<()> {
+        let path = snapshot::path_in(&self.dir);
+        snapshot::publish(&self.write_snapshot(pairs)?, &path)?;
+        let opened = snapshot::open_verified(&path)?;
+        let (_, file) = opened.ok_or_else(|| io::Error::other("the snapshot has gone"))?;
+        snapshot::load(&file, &self.store, b"position")
+    }
+
+    /// Returns the replica of the state, to which commands can be applied.
+    #[must_use]
+    pub fn replica(&self) -> &Store {
+        &self.store
+    }
+
+    fn write_snapshot(&self, pairs: Vec<(Vec<u8>, Vec<u8>)>) -> io::Result<PathBuf> {
         self.store.clear();
         self.store.load(pairs);
         self.store.apply(Changes::new(), b"position");
         self.store.begin_snapshot();
         let path = snapshot::building_in(&self.dir);
         snapshot::write(&path, &SnapshotMeta::default(), &self.store)?;
-        std::fs::read(path)
+        Ok(path)
     }
 }

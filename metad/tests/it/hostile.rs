@@ -2,8 +2,8 @@
 //! normal times, and no metad ends.
 
 use super::cluster::{Cluster, LIMIT, endpoint};
-use serde::ser::SerializeTuple;
-use serde::{Serialize, Serializer};
+use kit::lies::nested;
+use serde::Serialize;
 use std::time::{Duration, Instant};
 use wire::attr::Timestamp;
 use wire::codec;
@@ -21,17 +21,6 @@ use wire::{Error, FsError};
 /// The longest that an honest client waits for one change: far above its normal times on a busy machine, and far below
 /// what any of these attacks has cost.
 const NORMAL: Duration = Duration::from_secs(4);
-
-/// Bytes that are encoded unchanged.
-struct Raw(Vec<u8>);
-
-impl Serialize for Raw {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut bytes = serializer.serialize_tuple(self.0.len())?;
-        self.0.iter().try_for_each(|byte| bytes.serialize_element(byte))?;
-        bytes.end()
-    }
-}
 
 /// Returns a message without the byte for the version, which is put before it when it is sent.
 fn encoded<T: Serialize>(message: &T) -> Vec<u8> {
@@ -82,16 +71,12 @@ async fn operations_nested_without_end_are_refused_and_end_no_metad() {
     let mut honest = cluster.session().await;
     let deferred = |op| Op::Deferred { at: Timestamp::default(), expect: Vec::new(), op: Box::new(op) };
     let inner = Op::LeaseInos { count: 1 };
-    let (one, two) = (encoded(&deferred(inner.clone())), encoded(&deferred(deferred(inner.clone()))));
-    let level = &two[..two.len() - one.len()];
-    let whole = encoded(&submit(honest.id, 1, vec![inner.clone()]));
-    let mut nested = whole[..whole.len() - encoded(&inner).len()].to_vec();
-    (0..200_000).for_each(|_| nested.extend_from_slice(level));
-    nested.extend_from_slice(&one);
+    let (once, twice) = (encoded(&deferred(inner.clone())), encoded(&deferred(deferred(inner.clone()))));
+    let message = nested(&encoded(&submit(honest.id, 1, vec![deferred(inner)])), &once, &twice, 200_000);
     for role in [Role::Client, Role::Blockd, Role::Admin, Role::Metad] {
         let liar = endpoint(&cluster.ca, role);
         let peer = leading(&cluster, &liar).await;
-        let asked = peer.request::<_, MetaReply>(&Raw(nested.clone()), &[], LIMIT).await;
+        let asked = peer.request::<_, MetaReply>(&message, &[], LIMIT).await;
         assert!(matches!(asked, Err(Error::Refused { .. })), "{role}: {asked:?}");
     }
     assert_serves(&mut honest, "after").await;

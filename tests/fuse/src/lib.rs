@@ -3,11 +3,12 @@
 #![forbid(unsafe_code)]
 
 use kit::command::{need, sh};
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-use std::{fs, io};
+use std::time::{Duration, Instant};
 
 /// Time limit of a script; most end long before.
 pub const LIMIT: Duration = Duration::from_secs(400);
@@ -60,6 +61,18 @@ pub fn random(seed: u64, len: usize) -> Vec<u8> {
         })
         .take(len)
         .collect()
+}
+
+/// Makes a file with this content and syncs it. Returns how long that took.
+///
+/// # Panics
+/// When it fails.
+#[must_use]
+pub fn sync_file(path: &Path, content: &[u8]) -> Duration {
+    let started = Instant::now();
+    let mut file = File::create(path).expect("a file is made");
+    file.write_all(content).and_then(|()| file.sync_all()).expect("a file is synced");
+    started.elapsed()
 }
 
 /// Stops the background work of a test when it is dropped, even when the test fails.

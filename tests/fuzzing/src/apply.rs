@@ -40,11 +40,16 @@ static BEGUN: LazyLock<(MemoryKv, SessionId)> = LazyLock::new(|| {
 });
 
 fn apply_to(kv: &mut MemoryKv, secs: i64, command: Command) -> CommandReply {
+    apply_together(kv, &[Stamped { now: Timestamp { secs, nanos: 0 }, command }]).remove(0)
+}
+
+/// Applies commands with one write, as a metad does with entries that come together.
+pub(crate) fn apply_together(kv: &mut MemoryKv, commands: &[Stamped]) -> Vec<CommandReply> {
     let mut view = View::new(kv);
-    let reply = apply(&mut view, &Stamped { now: Timestamp { secs, nanos: 0 }, command });
+    let replies: Vec<CommandReply> = commands.iter().map(|command| apply(&mut view, command)).collect();
     let changes = view.into_changes();
     kv.absorb(changes);
-    reply
+    replies
 }
 
 /// A batch of a client, which is its next one whatever number it has. It is checked as by a server, and applied.

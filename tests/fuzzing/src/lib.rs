@@ -17,12 +17,14 @@
 pub mod apply;
 pub mod blocks;
 pub mod clients;
+mod commands;
 pub mod corpus;
 pub mod identities;
 pub mod memory;
 pub mod messages;
 mod mutate;
 pub mod raft;
+pub mod replicas;
 pub mod runner;
 pub mod settings;
 pub mod targets;

@@ -1,7 +1,7 @@
 //! All targets, with what each reads and good inputs for it.
 
 use crate::Samples;
-use crate::{apply, blocks, clients, identities, messages, raft, settings};
+use crate::{apply, blocks, clients, identities, messages, raft, replicas, settings};
 
 /// A function that is tried with any bytes.
 pub struct Target {
@@ -34,6 +34,7 @@ targets! {
     messages::wire_op, op: "operations, batches, reads and their replies, from a peer";
     messages::backup, backup: "a backup file";
     apply::metad_batch, batch: "a batch of a client, checked and applied by a metad";
+    replicas::metad_replicas, log: "which commands a log has, applied by three metads in three ways";
     apply::metad_heartbeat, heartbeat: "the heartbeat of a block daemon, and what a metad derives from it";
     identities::trust, trust: "which CAs a node trusts, in its file";
     identities::certificate, certificate: "a certificate with its private extension, from a peer";

@@ -9,6 +9,7 @@ pub mod chance;
 pub mod clock;
 pub mod command;
 pub mod fault;
+pub mod lies;
 pub mod linear;
 pub mod mounts;
 pub mod names;

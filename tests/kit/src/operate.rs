@@ -27,4 +27,15 @@ impl Surf {
     pub fn status(&self) -> serde_json::Value {
         until("surf status answers", START_LIMIT, || serde_json::from_str(&self.operate(&["status", "--json"]).0).ok())
     }
+
+    /// Returns the term in which the leader was elected.
+    ///
+    /// # Panics
+    /// When the cluster does not say it.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        let (text, _) = self.operate(&["cluster", "status", "--json"]);
+        let json = serde_json::from_str::<serde_json::Value>(&text).ok();
+        json.and_then(|json| json["term"].as_u64()).unwrap_or_else(|| panic!("no status with a term: {text}"))
+    }
 }

@@ -1,9 +1,8 @@
 //! A flood of first packets, from addresses that need not be those of whoever sends them.
 
-use fuse::Stop;
+use fuse::{Stop, sync_file};
 use kit::{Setup, Surf};
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -28,7 +27,7 @@ const SYNC_LIMIT: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Returns first packets of so many connections of another cluster's client, none of which goes on.
-async fn first_packets(count: usize) -> Vec<Vec<u8>> {
+pub(super) async fn first_packets(count: usize) -> Vec<Vec<u8>> {
     let any: SocketAddr = ([127, 0, 0, 1], 0).into();
     let stranger = ClusterCa::create("other").unwrap().issue(&Subject::new(Role::Client, "stranger")).unwrap();
     let endpoint = Endpoint::bind(any, &stranger).unwrap();
@@ -50,7 +49,7 @@ async fn first_packets(count: usize) -> Vec<Vec<u8>> {
 
 /// Sends these packets to all metads, again and again. Returns how many were sent, and how many metads have answered by
 /// asking for a sign that the address receives anything.
-fn flood(packets: &[Vec<u8>], metads: &[SocketAddr], stopped: &AtomicBool) -> (usize, usize) {
+pub(super) fn flood(packets: &[Vec<u8>], metads: &[SocketAddr], stopped: &AtomicBool) -> (usize, usize) {
     let bind = |number| {
         let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 7, number], 0))).expect("a loopback address");
         socket.set_nonblocking(true).expect("a socket need not block");
@@ -75,12 +74,6 @@ fn flood(packets: &[Vec<u8>], metads: &[SocketAddr], stopped: &AtomicBool) -> (u
     (sent, verified)
 }
 
-fn term(surf: &Surf) -> u64 {
-    let (text, _) = surf.operate(&["cluster", "status", "--json"]);
-    let json: serde_json::Value = serde_json::from_str(&text).expect("the status is JSON");
-    json["term"].as_u64().expect("the status has a term")
-}
-
 #[test]
 fn a_flood_of_first_packets_from_many_addresses_costs_no_election_and_keeps_nobody_waiting() {
     let surf = Surf::start_alone(Setup::Cluster);
@@ -91,7 +84,7 @@ fn a_flood_of_first_packets_from_many_addresses_costs_no_election_and_keeps_nobo
         .map(|daemon| daemon.address.parse().expect("a daemon has an address"))
         .collect();
     let packets = Runtime::new().unwrap().block_on(first_packets(PACKETS));
-    let before = term(&surf);
+    let before = surf.term();
     let (mut synced, mut longest) = (0, Duration::ZERO);
     let (sent, verified) = thread::scope(|scope| {
         let (packets, metads, stop) = (&packets, &metads, Stop::default());
@@ -101,10 +94,7 @@ fn a_flood_of_first_packets_from_many_addresses_costs_no_election_and_keeps_nobo
         // Its connections are new, and its address has to be verified, too.
         let other = surf.mount_again(&[]);
         while begun.elapsed() < FLOOD {
-            let started = Instant::now();
-            let mut file = File::create(surf.path().join(format!("beside-{synced}"))).expect("a file is made");
-            file.write_all(&[7; 4096]).and_then(|()| file.sync_all()).expect("a file is synced");
-            longest = longest.max(started.elapsed());
+            longest = longest.max(sync_file(&surf.path().join(format!("beside-{synced}")), &[7; 4096]));
             synced += 1;
         }
         let last = other.path().join(format!("beside-{}", synced - 1));
@@ -117,5 +107,5 @@ fn a_flood_of_first_packets_from_many_addresses_costs_no_election_and_keeps_nobo
     );
     assert!(sent > 10 * PACKETS && verified > 0, "{sent} packets, {verified} answers: that was no flood");
     assert!(longest < SYNC_LIMIT, "{longest:?}");
-    assert_eq!(term(&surf), before, "there was an election");
+    assert_eq!(surf.term(), before, "there was an election");
 }

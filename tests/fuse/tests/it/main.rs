@@ -12,6 +12,7 @@ mod faults;
 mod flood;
 mod fsck;
 mod healing;
+mod hostile;
 mod journal;
 mod large;
 mod mapped;

@@ -3,7 +3,7 @@
 //! `SESSIONS` sets the number of sessions. [docs/reliability.md](../../../../docs/reliability.md) has figures.
 
 use client::{Client, ClientConfig, Handle, NewNode, OpenFlags};
-use fuse::Stop;
+use fuse::{Stop, sync_file};
 use kit::fault::{Paused, peak_memory};
 use kit::{Setup, Surf, scale, until};
 use std::fs::{self, File};
@@ -120,12 +120,7 @@ async fn be_greedy(client: Arc<Client>, dir: Ino, stop: Arc<AtomicBool>) -> usiz
 
 /// Makes so many files and syncs them, and returns how long each took, the longest last.
 fn sync_files(dir: &Path, prefix: &str, count: usize) -> Vec<Duration> {
-    let sync = |number| {
-        let started = Instant::now();
-        let mut file = File::create(dir.join(format!("{prefix}-{number}"))).expect("a file is made");
-        file.write_all(&[7; 4096]).and_then(|()| file.sync_all()).expect("a file is synced");
-        started.elapsed()
-    };
+    let sync = |number| sync_file(&dir.join(format!("{prefix}-{number}")), &[7; 4096]);
     let mut times: Vec<Duration> = (0..count).map(sync).collect();
     times.sort();
     times

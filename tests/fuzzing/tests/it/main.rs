@@ -53,6 +53,7 @@ tests! {
     wire_op any_operation_is_read_or_refused;
     backup any_backup_file_is_read_or_refused;
     metad_batch any_batch_is_applied_or_refused_and_leaves_a_sound_state;
+    metad_replicas any_log_leads_three_replicas_to_one_state_and_the_same_answers;
     metad_heartbeat any_heartbeat_is_noted_or_refused;
     trust any_list_of_cas_is_read_or_refused;
     certificate any_certificate_is_read_or_refused;
