@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Number of handovers of small files, if the variable of that name is not set.
-const HANDOVERS: u32 = 2_500;
+const HANDOVERS: u32 = 1_500;
 /// Number of files that are handed over in turn: each is in all caches when its turn comes again.
 const FILES: u32 = 50;
 
@@ -70,7 +70,7 @@ fn what_one_mount_makes_moves_or_removes_others_see_at_once() {
     let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     let sides = [surf.path(), other.path()];
-    for round in 0..150 {
+    for round in 0..80 {
         let (here, there) = (&sides[round % 2], &sides[(round + 1) % 2]);
         let (dir, file, moved) = (format!("dir-{round}"), format!("file-{round}"), format!("moved-{round}"));
         // The other side has cached that the new names are absent, and the present ones.

@@ -103,7 +103,7 @@ fn fsx(setup: Setup) {
 }
 
 /// Operations of most runs.
-const OPERATIONS: u32 = 500;
+const OPERATIONS: u32 = 300;
 /// Name, settings, and operations of each run.
 const RUNS: [(&str, &str, u32); 4] = [
     ("plain", "", OPERATIONS),
