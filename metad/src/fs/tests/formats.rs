@@ -64,7 +64,7 @@ fn these_are_the_bytes_of_stored_values() {
     let extent = [[version, 0, 50, 0].as_slice(), &HASH.0, &[0, 0, 16, 0, 100, 100, 7, 2]].concat();
     assert_eq!(value(&keys::extent(FILE, 0)), extent);
     assert_eq!(value(&[b"B\0\0".as_slice(), &HASH.0].concat()), [version, 1, 100, 0], "count, stored length, time");
-    assert_eq!(value(b"Crules"), [version, 1]);
+    assert_eq!(value(b"Crules"), [version, 2]);
     assert_eq!(value(&keys::inode(FILE))[..4], [version, 0, 0xD0, 0x0F], "number, inode");
 }
 
