@@ -195,7 +195,7 @@ impl Known {
         leased: Option<&[InodeAttr]>,
         delegated: &[Ino],
     ) {
-        self.state.lock().changed(mark, ops, replies, leased, delegated);
+        self.with(|state, now| state.changed(mark, ops, replies, leased, (delegated, now)));
     }
 
     /// Notes that metad gave no lease on an inode, because others were changing it.
@@ -214,7 +214,7 @@ impl Known {
 
     /// Notes delegations that came with an answer that was asked for at `mark`.
     pub fn delegated(&self, inos: &[Ino], mark: Mark) {
-        self.state.lock().leases.delegate(inos, mark);
+        self.with(|state, now| state.leases.delegate(inos, mark, &[], now));
     }
 
     /// Caches attributes that were asked for at `mark`, with a lease.
@@ -291,6 +291,11 @@ impl Known {
     /// Returns whether this session alone may change all of these inodes, and no other session has leases on them.
     pub fn is_delegated(&self, inos: &[Ino]) -> bool {
         self.with(|state, now| inos.iter().all(|ino| state.is_delegated(*ino, now)))
+    }
+
+    /// Returns whether this session alone may change an inode, and no other one has content of it to commit.
+    pub fn is_long_delegated(&self, ino: Ino) -> bool {
+        self.with(|state, now| state.is_long_delegated(ino, now))
     }
 
     /// Returns whether the inode was made here and metad does not know it yet.

@@ -424,7 +424,7 @@ impl Filesystem for Surf {
         // A request to give up a lock always runs to its end.
         let waits = sleep && typ != libc::F_UNLCK;
         let patience = if waits { Patience::UntilSignal } else { Patience::UntilEnding };
-        self.wait(request, patience, span, reply, |fs| async move { fs.setlk(&file, wanted, sleep).await });
+        self.wait(request, patience, span, reply, |fs| async move { Box::pin(fs.setlk(&file, wanted, sleep)).await });
     }
 
     fn ioctl(

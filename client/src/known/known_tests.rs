@@ -262,6 +262,23 @@ fn the_kernel_believes_nothing_of_what_metad_gave_no_lease_on() {
     assert_eq!(known.attr(Ino(7)), Some(attr(7, 1)), "it is known all the same");
 }
 
+/// Whoever has content of a file that is not committed asks about it soon after its lease was taken.
+#[test]
+fn a_delegation_counts_as_long_after_a_while_and_at_once_on_what_was_made_here() {
+    let known = holding();
+    known.delegated(&[Ino(7)], known.mark());
+    assert!(known.is_delegated(&[Ino(7)]) && !known.is_long_delegated(Ino(7)));
+    let later = Now { awake: Now::here().awake + Duration::from_secs(2), ..Now::here() };
+    known.delegated(&[Ino(7)], known.mark());
+    assert!(known.with(|state, _| state.is_long_delegated(Ino(7), later)), "one that is renewed keeps its age");
+    known.share(&[Ino(7)]);
+    assert!(!known.with(|state, _| state.is_long_delegated(Ino(7), later)), "it has ended");
+    let ops = [create(b"new", 8)];
+    let mark = known.change(&ops);
+    known.changed(mark, &ops, &[OpReply::Attr(attr(8, 1))], Some(&[attr(1, 2)]), &[Ino(8)]);
+    assert!(known.is_long_delegated(Ino(8)));
+}
+
 /// The kernel moves what it believes of a name with the name.
 #[test]
 fn a_recall_of_the_directory_to_which_a_name_was_moved_waits_for_what_the_kernel_believes_of_the_name() {

@@ -1,5 +1,6 @@
 //! What is learned from metad's answers, and from this session's own changes. Pure.
 
+use super::Now;
 use super::leases::Mark;
 use super::listings::{Listed, PageKey};
 use super::state::State;
@@ -81,7 +82,7 @@ impl State {
         ops: &[Op],
         replies: &[OpReply],
         leased: Option<&[InodeAttr]>,
-        delegated: &[Ino],
+        (delegated, now): (&[Ino], Now),
     ) {
         let changing = self.changing.remove(&mark).unwrap_or_default();
         self.leases.end_changing(&changing);
@@ -109,7 +110,8 @@ impl State {
                 self.attrs.put(attr.clone());
             }
         }
-        self.leases.delegate(delegated, mark);
+        let made: Vec<Ino> = ops.iter().filter_map(Op::made).collect();
+        self.leases.delegate(delegated, mark, &made, now);
         if leased {
             for (op, reply) in ops.iter().zip(replies) {
                 self.learn_change(op, reply, &overtaken);

@@ -18,6 +18,10 @@ pub const LEASE_USED: Duration = Duration::from_millis(LEASE_MS / 10 * 9);
 /// not wait.
 const CONTENDED_FOR: Duration = Duration::from_secs(2);
 
+/// A session that has a file open, or content of it that is not committed, asks about it within this time after its lease
+/// was recalled, and so ends the delegation of whoever has got one.
+const OTHERS_ASK_WITHIN: Duration = Duration::from_secs(2);
+
 /// A moment before a question, by the logical clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mark(u64);
@@ -46,8 +50,8 @@ pub struct Leases {
     changing: HashMap<Ino, usize>,
     /// When metad last gave no lease on an inode, because others were changing it.
     crowded: LruCache<Ino, Instant>,
-    /// Inodes on which no other session has leases.
-    delegated: LruCache<Ino, ()>,
+    /// Inodes on which no other session has leases, and since when; `None` for what was made here.
+    delegated: LruCache<Ino, Option<Instant>>,
     /// When a delegation was last ended while cached answers remained valid.
     shared: LruCache<Ino, Mark>,
 }
@@ -208,14 +212,25 @@ impl Leases {
         }
     }
 
-    /// Adds delegations that came with an answer that was asked for at `mark`.
-    pub fn delegate(&mut self, inos: &[Ino], mark: Mark) {
+    /// Adds delegations that came with an answer that was asked for at `mark`, some on what was `made` by it.
+    pub fn delegate(&mut self, inos: &[Ino], mark: Mark, made: &[Ino], now: Now) {
         for ino in inos {
             let ended = self.shared.peek(ino).is_some_and(|at| *at > mark);
             if !ended && !self.is_recalled_since(*ino, mark) {
-                self.delegated.put(*ino, ());
+                let since = (!made.contains(ino)).then_some(now.awake);
+                // One that is renewed keeps its age.
+                self.delegated.get_or_insert(*ino, || since);
             }
         }
+    }
+
+    /// Returns whether this session alone may change an inode, and no other one has content of it that is still to be
+    /// committed: the change that brought the delegation may have recalled the lease of one that has.
+    pub fn is_long_delegated(&self, ino: Ino, is_made_here: bool, now: Now) -> bool {
+        let is_old = |since: &Option<Instant>| {
+            since.is_none_or(|at| now.awake.saturating_duration_since(at) >= OTHERS_ASK_WITHIN)
+        };
+        self.is_delegated(ino, is_made_here, now) && (is_made_here || self.delegated.peek(&ino).is_some_and(is_old))
     }
 
     /// Returns whether this session alone may change an inode. It may always change one that metad does not know yet.

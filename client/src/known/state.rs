@@ -109,6 +109,11 @@ impl State {
         self.leases.is_delegated(ino, self.pins.is_ours_alone(ino), now)
     }
 
+    /// Returns whether this session alone may change an inode, and no other one has content of it to commit.
+    pub fn is_long_delegated(&self, ino: Ino, now: Now) -> bool {
+        self.leases.is_long_delegated(ino, self.pins.is_ours_alone(ino), now)
+    }
+
     /// Notes that something is changed here.
     pub fn note_work(&mut self, now: Now) {
         self.worked_at = Some(now.boot);

@@ -127,7 +127,8 @@ impl Client {
 
     /// Takes pages whole, if this client is alone with the file and they show what it has now.
     fn take_whole(&self, file: &FileState, offset: u64, data: &[u8]) -> Option<Result<(), FsError>> {
-        if !self.known.is_delegated(&[file.ino()]) {
+        // Others, whose leases our own change has just taken, may have content that is based on what was before.
+        if !self.known.is_long_delegated(file.ino()) {
             return None;
         }
         if offset.saturating_add(data.len() as u64) > FILE_BYTES_MAX {

@@ -129,7 +129,7 @@ async fn daemons_learn_for_which_request_they_work_and_a_flush_is_sent_on_nobody
         trace::within(3, client.unlock(ino, LockFamily::Posix, 1, 0, u64::MAX)).await.unwrap();
         trace::within(4, client.unlink(Ino::ROOT, b"file")).await.unwrap();
     };
-    caller::on_behalf(program.clone(), requests).await;
+    caller::on_behalf(program.clone(), Box::pin(requests)).await;
     assert_eq!(network.noted(Asked::Commit), [(Some(1), None), (Some(3), None)]);
     let put = network.noted(Asked::Put);
     assert!(put.first() == Some(&(Some(1), None)), "{put:?}");

@@ -1,4 +1,4 @@
-//! Removal of hidden content ([`hidden`](super::hidden)), in steps, and at its end the deduction of what it took.
+//! Removal of hidden content ([`hidden`]), in steps, and at its end the deduction of what it took.
 
 use super::Context;
 use super::extent::{cut, from_pair};

@@ -63,7 +63,8 @@ fn make(world: &mut World, (first, second): (SessionId, SessionId), held: &[Held
 fn a_session_that_holds_very_much_ends_at_once_and_is_taken_apart_in_bounded_entries() {
     let mut world = World::new();
     let (first, second) = (world.session(), world.session());
-    let held: Vec<Held> = (0..1_200).map(|number: u32| Held(if number % 2 == 0 { 0b0001 } else { 0b1101 })).collect();
+    let bits = |number: u32| if number.is_multiple_of(2) { 0b0001 } else { 0b1101 };
+    let held: Vec<Held> = (0..1_200).map(|number| Held(bits(number))).collect();
     let inos = make(&mut world, (first, second), &held);
     let (kv, begun) = (world.kv.clone(), world.log.len());
     let mut locked = inos.iter().step_by(2).rev();
